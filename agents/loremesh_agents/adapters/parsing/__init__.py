@@ -1,0 +1,1 @@
+"""Parsers of files, one module a format."""

@@ -1,0 +1,62 @@
+"""Text candidates from the full-text tables beside the embedded graph store."""
+
+import sqlite3
+from collections.abc import Mapping
+
+from loremesh_agents.adapters.graph.sqlite.connection import Connections
+from loremesh_agents.adapters.graph.sqlite.schema import full_text_table
+from loremesh_agents.domain.deadline import Deadline
+from loremesh_agents.domain.retrieval import PassageRef
+from loremesh_agents.domain.revision import CollectionRevision
+
+_MOST_POSTINGS = 20_000
+
+
+class SqliteTextIndex:
+    """See `ports.text.TextIndex`. Never behind: the tables change in the graph's own transactions.
+
+    The rarest terms are asked for until 20,000 passages contain one of them; the commoner ones tell passages apart so little that they only cost
+    time. So the work does not grow with the collection.
+
+    Args:
+        connections: Of the graph store.
+    """
+
+    def __init__(self, connections: Connections) -> None:
+        self._connections = connections
+
+    async def search(
+        self, terms: Mapping[str, int], *, revisions: tuple[CollectionRevision, ...], limit: int, deadline: Deadline
+    ) -> tuple[PassageRef, ...]:
+        """See the port."""
+        chosen: list[str] = []
+        postings = 0
+        for term, count in sorted(
+            ((term, count) for term, count in terms.items() if count), key=lambda pair: (pair[1], pair[0])
+        ):
+            if chosen and postings + count > _MOST_POSTINGS:
+                break
+            postings += count
+            chosen.append(term)
+        if not chosen:
+            return ()
+        query = " OR ".join('"' + term.replace('"', '""') + '"' for term in chosen)
+
+        def work(connection: sqlite3.Connection) -> tuple[PassageRef, ...]:
+            found: list[tuple[float, int]] = []
+            for revision in revisions:
+                row = connection.execute(
+                    "SELECT id FROM collection WHERE name = ? AND uid = ?",
+                    (revision.collection, revision.collection_uid),
+                ).fetchone()
+                if row is None:
+                    continue
+                table = full_text_table(row[0])
+                found += connection.execute(
+                    f"SELECT rank, rowid FROM {table} WHERE {table} MATCH ? ORDER BY rank, rowid LIMIT ?",
+                    (query, limit),
+                ).fetchall()
+            return tuple(PassageRef(ref) for _, ref in sorted(found)[:limit])
+
+        async with self._connections.reader(deadline) as connection:
+            return await self._connections.read(connection, work, deadline)

@@ -1,0 +1,1 @@
+"""The other agents over gRPC, behind the ports of `ports.peers`."""

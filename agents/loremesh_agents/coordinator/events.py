@@ -1,0 +1,69 @@
+"""What the coordinator is asked and what it streams, without a wire format."""
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from loremesh_agents.domain.answer import Citation, Completion, Degradation, Source, TokenDelta
+from loremesh_agents.domain.conversation import Message
+from loremesh_agents.domain.evidence import Evidence
+from loremesh_agents.domain.plan import Plan, Route
+from loremesh_agents.domain.retrieval import RetrievalRequest
+from loremesh_agents.ports.language_model import SamplingOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question to answer.
+
+    Attributes:
+        retrieval: The question, the collections and what is wanted of the retrieval.
+        history: Earlier messages, the oldest first.
+        route: Where the evidence is to come from; None for the coordinator's choice.
+        options: What is wanted of the generation.
+        prompt_token_budget: Most tokens of the prompt; 0 for the default.
+    """
+
+    retrieval: RetrievalRequest
+    history: tuple[Message, ...] = ()
+    route: Route | None = None
+    options: SamplingOptions = SamplingOptions()
+    prompt_token_budget: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """Nothing to say yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """The citation table of the answer."""
+
+    sources: tuple[Source, ...]
+
+
+Event: TypeAlias = Plan | Evidence | Sources | TokenDelta | Citation | Degradation | Heartbeat | Completion
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A question within a chat; `budget` in seconds, None for the default."""
+
+    turn_id: str
+    question: Question
+    budget: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class CancelTurn:
+    """Cancels a turn that runs or waits."""
+
+    turn_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class TurnEvent:
+    """An event of a turn."""
+
+    turn_id: str
+    event: Event

@@ -1,0 +1,26 @@
+"""What can be set for the coordinator."""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class CoordinatorSettings(BaseModel):
+    """Settings of the coordinator; times in seconds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    default_budget: float = Field(default=30.0, gt=0)
+    """Time for a question whose caller sets no deadline, and for a turn without a budget."""
+    reserve: float = Field(default=0.05, ge=0)
+    """Time kept back for the way to the caller; never more than a tenth of the budget."""
+    retrieval_share: float = Field(default=0.5, gt=0, lt=1)
+    """Share of the budget that retrieval may use."""
+    synthesis_share: float = Field(default=0.3, gt=0, lt=1)
+    """Share of what is left after retrieval that making the prompt may use."""
+    heartbeat_interval: float = Field(default=10.0, gt=0)
+    """Silence after which a heartbeat is sent."""
+    prompt_token_budget: int = Field(default=4096, gt=0)
+    """Most tokens of a prompt where the caller does not say."""
+    waiting_turns: int = Field(default=8, gt=0)
+    """Turns of a chat that may wait for the one that runs."""
+    remembered_turns: int = Field(default=16, gt=0)
+    """Turns of a chat that are remembered."""

@@ -1,0 +1,97 @@
+"""Writes answers with whatever engine is behind the port."""
+
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+
+from loremesh_agents.domain.answer import Completion, TokenDelta
+from loremesh_agents.domain.conversation import Role
+from loremesh_agents.domain.deadline import Deadline
+from loremesh_agents.domain.errors import InvalidRequest, ModelChanged, ModelNotFound, UnsupportedByModel
+from loremesh_agents.generator.settings import GeneratorSettings
+from loremesh_agents.ports.language_model import (
+    Capability,
+    GenerationEnd,
+    GenerationRequest,
+    LanguageModel,
+    Model,
+    ToolCallPiece,
+)
+from loremesh_agents.ports.peers import GenerationStart
+
+
+class GeneratorService:
+    """Writes answers.
+
+    Args:
+        model: The engine.
+        settings: Defaults.
+    """
+
+    def __init__(self, model: LanguageModel, settings: GeneratorSettings) -> None:
+        self._model = model
+        self._settings = settings
+
+    @property
+    def settings(self) -> GeneratorSettings:
+        """Defaults."""
+        return self._settings
+
+    async def generate(
+        self, request: GenerationRequest, *, deadline: Deadline
+    ) -> AsyncGenerator[GenerationStart | TokenDelta | ToolCallPiece | Completion]:
+        """Streams who writes, the tokens, and a completion. Closing it stops the engine.
+
+        Raises:
+            InvalidRequest: The last message is neither the user's nor a tool's.
+            ModelNotFound: The engine does not serve the model.
+            UnsupportedByModel: The model cannot do what is asked.
+            ModelChanged: The generation to go on with was begun by another model.
+        """
+        if request.messages[-1].role not in (Role.USER, Role.TOOL):
+            raise InvalidRequest.of("messages", "the last message must be of role USER or TOOL")
+        began = time.monotonic()
+        model = await self._find(request.options.model, deadline)
+        if request.tools and Capability.TOOLS not in model.capabilities:
+            raise UnsupportedByModel(model.name, "tools")
+        if request.resume is not None:
+            if Capability.RESUME not in model.capabilities:
+                raise UnsupportedByModel(model.name, "resuming a generation")
+            if request.resume.model_fingerprint != model.fingerprint:
+                raise ModelChanged(model.name, request.resume.model_fingerprint, model.fingerprint)
+        limited = request.options.max_tokens or self._settings.default_max_tokens
+        request = replace(request, options=replace(request.options, max_tokens=limited))
+        yield GenerationStart(model.name, model.fingerprint)
+        timings: dict[str, float] = {}
+        async with aclosing(self._model.generate(request, deadline=deadline)) as events:
+            async for event in events:
+                if isinstance(event, GenerationEnd):
+                    yield Completion(
+                        event.finish_reason,
+                        event.usage,
+                        {**timings, "total": time.monotonic() - began},
+                        resumptions=event.resumptions,
+                        model=model.name,
+                        model_fingerprint=model.fingerprint,
+                    )
+                    return
+                if not timings:
+                    timings["first_token"] = time.monotonic() - began
+                yield event
+        raise RuntimeError("the engine ended without an end")
+
+    async def models(self, *, deadline: Deadline) -> tuple[Model, ...]:
+        """The models, the default first."""
+        return await self._model.models(deadline=deadline)
+
+    async def count_tokens(self, model: str, texts: Sequence[str], *, deadline: Deadline) -> tuple[int, ...]:
+        """Tokens of each text."""
+        return await self._model.count_tokens(model, texts, deadline=deadline)
+
+    async def _find(self, name: str, deadline: Deadline) -> Model:
+        models = await self._model.models(deadline=deadline)
+        for model in models:
+            if name in ("", model.name):
+                return model
+        raise ModelNotFound(name, [model.name for model in models])

@@ -1,0 +1,336 @@
+"""One ingestion: received, parsed, analysed, encoded, committed, reported; each stage waits for the next."""
+
+import asyncio
+import hashlib
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+from loremesh_agents.domain.answer import Completion, FinishReason
+from loremesh_agents.domain.deadline import Deadline
+from loremesh_agents.domain.document import Document, DocumentWrite, Outcome, PassageWrite, WriteResult
+from loremesh_agents.domain.errors import (
+    DocumentTooLarge,
+    DocumentUnreadable,
+    InvalidRequest,
+    LoremeshError,
+    StaleSourceVersion,
+)
+from loremesh_agents.domain.passages import analyse, cut, full_text
+from loremesh_agents.domain.revision import CollectionRevision
+from loremesh_agents.knowledge.settings import KnowledgeSettings
+from loremesh_agents.ports.embedding import Embedder
+from loremesh_agents.ports.graph import GraphStore
+from loremesh_agents.ports.parsing import DocumentParser, Unparsed, Upload
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file to parse; `total_size` is the whole file's where parts follow, else 0."""
+
+    upload: Upload
+    total_size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class FilePart:
+    """What the file before goes on with."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The result of one document.
+
+    Attributes:
+        position: Place of its message in the stream, from 0.
+        document_id: Its id.
+        outcome: What became of it; None where it failed.
+        revision: The state in which it is visible; None where it failed.
+        passage_count: Its passages.
+        error: Why it failed.
+    """
+
+    position: int
+    document_id: str
+    outcome: Outcome | None
+    revision: CollectionRevision | None
+    passage_count: int = 0
+    error: LoremeshError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far the ingestion is."""
+
+    received: int
+    finished: int
+    failed: int
+    passages: int
+
+
+Submission: TypeAlias = Document | File | FilePart
+_Parsed: TypeAlias = "tuple[int, Document | Unparsed]"
+
+_PARSED_AHEAD = 512
+_REPORTED_AHEAD = 4
+
+
+class Ingestion:
+    """One stream of documents into one collection.
+
+    Args:
+        collection: Name of the collection.
+        graph: Takes the documents.
+        parser: Parses files.
+        embedder: Encodes passages; None for none.
+        settings: Limits.
+    """
+
+    def __init__(
+        self,
+        collection: str,
+        graph: GraphStore,
+        parser: DocumentParser,
+        embedder: Embedder | None,
+        settings: KnowledgeSettings,
+    ) -> None:
+        self._collection = collection
+        self._graph = graph
+        self._parser = parser
+        self._embedder = embedder
+        self._settings = settings
+        self._parsed: asyncio.Queue[_Parsed | None] = asyncio.Queue(_PARSED_AHEAD)
+        self._reports: asyncio.Queue[list[Result] | None] = asyncio.Queue(_REPORTED_AHEAD)
+        self._received = 0
+        self._revision: CollectionRevision | None = None
+
+    async def run(self, submissions: AsyncIterator[Submission]) -> AsyncGenerator[Result | Progress | Completion]:
+        """Gives a result for each document in the order sent, progress after each batch, and a completion.
+
+        Raises:
+            LoremeshError: What the store or the encoder raised; whatever has a result is stored all the same.
+        """
+        stages = [asyncio.create_task(self._parse(submissions)), asyncio.create_task(self._commit())]
+        finished = failed = passages = 0
+        try:
+            while (results := await self._next_report(stages)) is not None:
+                for result in results:
+                    yield result
+                    finished += 1
+                    failed += result.error is not None
+                    if result.outcome in (Outcome.CREATED, Outcome.UPDATED):
+                        passages += result.passage_count
+                yield Progress(self._received, finished, failed, passages)
+            revisions = (self._revision,) if self._revision is not None else ()
+            yield Completion(FinishReason.STOP, revisions=revisions)
+        finally:
+            for stage in stages:
+                stage.cancel()
+            await asyncio.gather(*stages, return_exceptions=True)
+
+    async def _next_report(self, stages: Sequence[asyncio.Task[None]]) -> list[Result] | None:
+        """The next results; raises what a stage raised, after the results of what was committed before it."""
+        waiting = asyncio.create_task(self._reports.get())
+        try:
+            while not waiting.done():
+                failed = [stage for stage in stages if stage.done() and stage.exception() is not None]
+                if failed and self._reports.empty():
+                    await failed[0]
+                running = [stage for stage in stages if not stage.done()]
+                await asyncio.wait([waiting, *running], return_when=asyncio.FIRST_COMPLETED)
+            return waiting.result()
+        finally:
+            waiting.cancel()
+
+    async def _parse(self, submissions: AsyncIterator[Submission]) -> None:
+        position = -1
+        open_file: _OpenFile | None = None
+        async for submission in submissions:
+            if isinstance(submission, FilePart):
+                if open_file is None:
+                    raise InvalidRequest.of("blob_part", "it follows no document whose blob is longer than its data")
+                open_file.add(submission.data)
+            else:
+                if open_file is not None:
+                    raise InvalidRequest.of(
+                        "document.blob.total_size", f"{open_file.missing} bytes of the document before are missing"
+                    )
+                position += 1
+                self._received += 1
+                if isinstance(submission, Document):
+                    await self._parsed.put((position, submission))
+                    continue
+                open_file = _OpenFile(submission, self._settings.largest_document)
+            if open_file.missing <= 0:
+                await self._finish(position, open_file)
+                open_file = None
+        if open_file is not None:
+            raise InvalidRequest.of(
+                "document.blob.total_size", f"{open_file.missing} bytes of the last document are missing"
+            )
+        await self._parsed.put(None)
+
+    async def _finish(self, position: int, file: "_OpenFile") -> None:
+        upload = file.upload
+        if file.error is not None:
+            await self._parsed.put((position, Unparsed(upload.document_id, file.error)))
+            return
+        deadline = Deadline.after(self._settings.parse_budget)
+        for document in await self._parser.parse(replace(upload, data=file.data), deadline=deadline):
+            await self._parsed.put((position, document))
+
+    async def _commit(self) -> None:
+        ended = False
+        while not ended:
+            batch, ended = await self._batch()
+            if batch:
+                await self._reports.put(await self._store(batch))
+        await self._reports.put(None)
+
+    async def _batch(self) -> tuple[list[_Parsed], bool]:
+        """What is there to commit together; waits for the first document, and shortly for more."""
+        first = await self._parsed.get()
+        if first is None:
+            return [], True
+        batch = [first]
+        size = _size(first)
+        until = Deadline.after(self._settings.batch_wait)
+        while len(batch) < self._settings.batch_documents and size < self._settings.batch_bytes:
+            try:
+                async with asyncio.timeout(until.remaining()):
+                    entry = await self._parsed.get()
+            except TimeoutError:
+                break
+            if entry is None:
+                return batch, True
+            batch.append(entry)
+            size += _size(entry)
+        return batch, False
+
+    async def _store(self, batch: Sequence[_Parsed]) -> list[Result]:
+        documents = [(place, document) for place, (_, document) in enumerate(batch) if isinstance(document, Document)]
+        hashed = {place: replace(document, content_hash=content_hash(document)) for place, document in documents}
+        known = await self._graph.content_hashes(
+            self._collection,
+            [document.document_id for document in hashed.values()],
+            deadline=Deadline.after(self._settings.write_budget),
+        )
+        fresh = {
+            place: document
+            for place, document in hashed.items()
+            if known.get(document.document_id, ("", None))[0] != document.content_hash
+        }
+        analysed, texts = await asyncio.to_thread(_analyse, fresh)
+        analysed = await self._encode(analysed, texts)
+        # An unchanged document goes along without its passages: the store decides whether it is still unchanged.
+        writes = {
+            place: DocumentWrite(document, analysed.get(place, ()))
+            for place, document in hashed.items()
+            if place not in fresh or analysed[place]
+        }
+        stored: dict[int, WriteResult] = {}
+        revision = None
+        if writes:
+            revision, results = await self._graph.write(
+                self._collection,
+                list(writes.values()),
+                embedding_model=self._embedder.model if self._embedder is not None else "",
+                deadline=Deadline.after(self._settings.write_budget),
+            )
+            self._revision = revision
+            stored = dict(zip(writes, results, strict=True))
+        return [
+            _result(position, document, stored.get(place), revision) for place, (position, document) in enumerate(batch)
+        ]
+
+    async def _encode(
+        self, analysed: dict[int, tuple[PassageWrite, ...]], texts: Sequence[str]
+    ) -> dict[int, tuple[PassageWrite, ...]]:
+        """The passages with their vectors."""
+        if self._embedder is None or not texts:
+            return analysed
+        vectors = iter(await self._embedder.embed(texts, deadline=Deadline.after(self._settings.embed_budget)))
+        return {
+            place: tuple(replace(passage, vector=next(vectors)) for passage in passages)
+            for place, passages in analysed.items()
+        }
+
+
+class _OpenFile:
+    """A file whose parts are still coming; of one that is too large nothing is kept."""
+
+    def __init__(self, file: File, limit: int) -> None:
+        self.upload = file.upload
+        self.error: LoremeshError | None = None
+        self._parts = [file.upload.data]
+        self.missing = file.total_size - len(file.upload.data) if file.total_size else 0
+        size = file.total_size or len(file.upload.data)
+        if size > limit:
+            self.error = DocumentTooLarge(file.upload.document_id, size, limit)
+            self._parts = []
+        elif self.missing < 0:
+            raise InvalidRequest.of("document.blob.total_size", "it is less than the size of data")
+
+    @property
+    def data(self) -> bytes:
+        """The whole file."""
+        return b"".join(self._parts)
+
+    def add(self, data: bytes) -> None:
+        """Takes a part."""
+        self.missing -= len(data)
+        if self.missing < 0:
+            raise InvalidRequest.of("blob_part.data", f"it goes {-self.missing} bytes over the blob's total_size")
+        if self.error is None:
+            self._parts.append(data)
+
+
+def content_hash(document: Document) -> str:
+    """SHA-256 of all that was sent of a document but its source version."""
+    content = [
+        document.document_id,
+        document.title,
+        [
+            [section.headings, section.text, [[link.target, link.anchor] for link in section.links]]
+            for section in document.sections
+        ],
+        document.aliases,
+        document.uri,
+        sorted(document.metadata.items()),
+        sorted(document.readers),
+        document.media_type,
+    ]
+    return hashlib.sha256(json.dumps(content, ensure_ascii=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _size(parsed: _Parsed) -> int:
+    document = parsed[1]
+    return sum(len(section.text) for section in document.sections) if isinstance(document, Document) else 0
+
+
+def _analyse(documents: dict[int, Document]) -> tuple[dict[int, tuple[PassageWrite, ...]], list[str]]:
+    """The passages of documents, and the texts to encode in the same order."""
+    analysed: dict[int, tuple[PassageWrite, ...]] = {}
+    texts: list[str] = []
+    for place, document in documents.items():
+        passages = cut(document)
+        analysed[place] = tuple(analyse(document, passage) for passage in passages)
+        texts += [full_text(document, passage) for passage in passages]
+    return analysed, texts
+
+
+def _result(
+    position: int, document: Document | Unparsed, stored: WriteResult | None, revision: CollectionRevision | None
+) -> Result:
+    if isinstance(document, Unparsed):
+        return Result(position, document.document_id, None, None, error=document.error)
+    if stored is None or revision is None:
+        empty = DocumentUnreadable(document.document_id, "it holds no text")
+        return Result(position, document.document_id, None, None, error=empty)
+    if stored.outcome is Outcome.STALE:
+        stale = StaleSourceVersion(document.document_id, document.source_version or 0, stored.source_version or 0)
+        return Result(position, document.document_id, None, None, error=stale)
+    return Result(position, document.document_id, stored.outcome, revision, stored.passage_count)

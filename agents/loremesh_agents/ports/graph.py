@@ -1,0 +1,226 @@
+"""The graph store: the only truth."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Collection as Group
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from loremesh_agents.domain.deadline import Deadline
+from loremesh_agents.domain.document import Change, Collection, DocumentSummary, DocumentWrite, Passage, WriteResult
+from loremesh_agents.domain.filter import MetadataFilter
+from loremesh_agents.domain.principal import Principal
+from loremesh_agents.domain.retrieval import Expansion, Linked, PassageFeatures, PassageRef, TermStatistics
+from loremesh_agents.domain.revision import CollectionRevision, Consistency
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class VectorChanges:
+    """What a derived vector index must apply to get from one revision to another.
+
+    Attributes:
+        collection_uid: The collection that the revisions are of.
+        revision: Revision that the index has reached once it has applied this.
+        removed: Passages that are gone (or were never seen: no error).
+        added: Passages with a vector, in the order of the rows of `vectors`.
+        vectors: Shape (len(added), dimension), float32.
+        more: Whether the collection has further changes, to be read after `revision`.
+    """
+
+    collection_uid: str
+    revision: int
+    removed: tuple[PassageRef, ...]
+    added: tuple[PassageRef, ...]
+    vectors: NDArray[np.float32]
+    more: bool
+
+
+class GraphSnapshot(Protocol):
+    """One state of some collections, as one principal may see it through one filter.
+
+    Every method is one round trip to the engine. Passages that the principal may not read, or that the filter leaves out, appear
+    nowhere: not as a result, not as a seed, not as a bridge. Entity counts are those of the whole collections.
+    """
+
+    @property
+    def revisions(self) -> tuple[CollectionRevision, ...]:
+        """The states that are read, one a collection."""
+        ...
+
+    async def link(self, keys: Group[str], *, title_limit: int, deadline: Deadline) -> Linked:
+        """The entities of these keys and the passages that bear their names, at most `title_limit` an entity."""
+        ...
+
+    async def statistics(self, terms: Sequence[str], *, deadline: Deadline) -> TermStatistics:
+        """What BM25 needs for these terms."""
+        ...
+
+    async def features(self, refs: Group[PassageRef], terms: Sequence[str], *, deadline: Deadline) -> PassageFeatures:
+        """Features of those of the passages that are there and readable."""
+        ...
+
+    async def expand(
+        self,
+        seeds: Sequence[PassageRef],
+        terms: Sequence[str],
+        *,
+        entities: Group[str],
+        known: Group[PassageRef],
+        mention_limit: int,
+        title_limit: int,
+        deadline: Deadline,
+    ) -> Expansion:
+        """The neighbourhood of the seeds.
+
+        Args:
+            seeds: Where to start.
+            terms: Question terms, for the features of what is reached.
+            entities: Keys of entities to start from besides.
+            known: Passages whose features the caller has.
+            mention_limit: Mention edges are followed from entities with at most so many mentions.
+            title_limit: Most title edges to follow from an entity.
+            deadline: When the answer is of no more use.
+        """
+        ...
+
+    async def locate(
+        self, passages: Sequence[tuple[str, str]], *, deadline: Deadline
+    ) -> Mapping[tuple[str, str], PassageRef]:
+        """Handles of those of the passages, given as (collection, passage id), that are there and readable."""
+        ...
+
+    async def fetch(self, refs: Sequence[PassageRef], *, deadline: Deadline) -> Mapping[PassageRef, Passage]:
+        """The passages themselves."""
+        ...
+
+
+class GraphStore(Protocol):
+    """Documents, passages, entities and edges of collections.
+
+    A document is written with its passages, entities and edges in one transaction together with the next revision of its collection; a
+    reader, in this process or another, sees all of it or nothing. What a method has returned survives any crash.
+
+    Errors raised: `CollectionNotFound`, `WriteConflict`, `StorageFull`, `BackendUnavailable`, `BudgetExhausted` when the deadline passes.
+    """
+
+    async def write(
+        self, collection: str, documents: Sequence[DocumentWrite], *, embedding_model: str, deadline: Deadline
+    ) -> tuple[CollectionRevision, tuple[WriteResult, ...]]:
+        """Writes documents in one transaction; creates the collection where it does not exist.
+
+        A document whose content hash is stored already (with the same or a newer source version stored) is UNCHANGED; one whose source version is below the stored or deleted one is STALE and not written.
+        All that are written share one new revision; where none is, the revision stays.
+
+        Args:
+            collection: Name of the collection.
+            documents: Documents; an id that comes twice counts as two writes in order.
+            embedding_model: Model of the vectors; empty where passages have none.
+            deadline: When to give up; nothing is written then.
+
+        Returns:
+            The state of the collection, and a result for each document.
+
+        Raises:
+            EmbeddingMismatch: The collection has vectors of another model, or none while these have some.
+        """
+        ...
+
+    async def delete_documents(
+        self, collection: str, document_ids: Sequence[str], *, deadline: Deadline
+    ) -> tuple[CollectionRevision, int]:
+        """Deletes documents in one revision; gives the state and how many there were."""
+        ...
+
+    async def delete_collection(self, collection: str, *, deadline: Deadline) -> bool:
+        """Deletes a collection; gives whether it was there."""
+        ...
+
+    async def collections(self, *, after: str, limit: int, deadline: Deadline) -> tuple[Collection, ...]:
+        """Collections in the order of their names, those after a name."""
+        ...
+
+    async def collection(self, name: str, *, deadline: Deadline) -> Collection:
+        """A collection's state and counts."""
+        ...
+
+    async def revision(self, collection: str, *, deadline: Deadline) -> CollectionRevision:
+        """A collection's newest revision; as cheap as can be."""
+        ...
+
+    async def document(
+        self,
+        collection: str,
+        document_id: str,
+        *,
+        principal: Principal,
+        first_passage: int,
+        passage_limit: int,
+        deadline: Deadline,
+    ) -> tuple[CollectionRevision, DocumentSummary, tuple[Passage, ...]]:
+        """A document that the principal may read, with some of its passages.
+
+        Raises:
+            DocumentNotFound: It is not there, or the principal may not read it.
+        """
+        ...
+
+    async def content_hashes(
+        self, collection: str, document_ids: Sequence[str], *, deadline: Deadline
+    ) -> Mapping[str, tuple[str, int | None]]:
+        """Content hash and source version of those documents that are there; empty where the collection is not.
+
+        It spares the encoder the work for what is unchanged; `write` decides again.
+        """
+        ...
+
+    async def changes(
+        self, collection: str, *, after_revision: int, limit: int, deadline: Deadline
+    ) -> tuple[CollectionRevision, tuple[Change, ...]]:
+        """The newest change of each document that changed after a revision, in the order of revisions.
+
+        At most about `limit`, and never a part of a revision. The state returned is the one that the changes lead to; where it is the collection's
+        newest, there are no more.
+        """
+        ...
+
+    async def vector_changes(
+        self, collection: str, *, after_revision: int, limit: int, deadline: Deadline
+    ) -> VectorChanges:
+        """What a vector index that is at a revision must apply next; in whole revisions, about `limit` passages."""
+        ...
+
+    def snapshot(
+        self,
+        collections: Sequence[str],
+        *,
+        principal: Principal,
+        filter: MetadataFilter,
+        consistency: Consistency,
+        deadline: Deadline,
+    ) -> AbstractAsyncContextManager[GraphSnapshot]:
+        """One state of the collections (all that there are, if none is named).
+
+        Raises:
+            CollectionNotFound: One of them is not there.
+            RevisionNotReached: The asked revision is not visible at the deadline.
+            CollectionRecreated: The asked revision is of an earlier collection of the name.
+        """
+        ...
+
+    def watch(self, collection: str, *, after_revision: int) -> AsyncIterator[CollectionRevision]:
+        """The collection's revision at once where it is higher, and whenever it has risen, from any process."""
+        ...
+
+    async def check(self, *, deadline: Deadline) -> None:
+        """Returns if the store can be read.
+
+        Raises:
+            BackendUnavailable: It cannot.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Frees what the store holds."""
+        ...

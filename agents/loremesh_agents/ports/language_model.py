@@ -1,0 +1,116 @@
+"""The engine that writes answers."""
+
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+from loremesh_agents.domain.answer import FinishReason, Resumption, Source, TokenDelta, Usage
+from loremesh_agents.domain.conversation import Message, Tool
+from loremesh_agents.domain.deadline import Deadline
+
+
+class Capability(Enum):
+    """What a model can be asked to do."""
+
+    GENERATION = "generation"
+    TOOLS = "tools"
+    JSON_SCHEMA = "json schema"
+    LOGPROBS = "logprobs"
+    RESUME = "resume"
+    SAMPLING = "sampling"
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model that an engine serves; see `loremesh.v1.Model`."""
+
+    name: str
+    context_tokens: int
+    tokenizer_hash: str
+    fingerprint: str
+    capabilities: frozenset[Capability]
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingOptions:
+    """What is wanted of a generation; None and 0 mean the model's default. See `loremesh.v1.GenerationOptions`."""
+
+    model: str = ""
+    max_tokens: int = 0
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    json_schema: str = ""
+    top_logprobs: int = 0
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ResumePoint:
+    """Where a generation broke off."""
+
+    model_fingerprint: str
+    token_ids: tuple[int, ...]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """What to write; see `loremesh.v1.GenerateRequest`."""
+
+    messages: tuple[Message, ...]
+    question: str
+    sources: tuple[Source, ...] = ()
+    options: SamplingOptions = SamplingOptions()
+    tools: tuple[Tool, ...] = ()
+    resume: ResumePoint | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallPiece:
+    """A piece of a tool call as it is being written; see `loremesh.v1.ToolCallDelta`."""
+
+    index: int
+    tool_call_id: str
+    name: str
+    arguments_json: str
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationEnd:
+    """The last event of a generation."""
+
+    finish_reason: FinishReason
+    usage: Usage
+    resumptions: tuple[Resumption, ...] = ()
+
+
+class LanguageModel(Protocol):
+    """An engine with one or more models.
+
+    Errors raised: `ModelNotFound`, `UnsupportedByModel`, `ModelChanged`, `BackendUnavailable`, `BudgetExhausted`.
+    """
+
+    async def models(self, *, deadline: Deadline) -> tuple[Model, ...]:
+        """The models, the default first."""
+        ...
+
+    async def count_tokens(self, model: str, texts: Sequence[str], *, deadline: Deadline) -> tuple[int, ...]:
+        """Tokens of each text; the default model where none is named."""
+        ...
+
+    def generate(
+        self, request: GenerationRequest, *, deadline: Deadline
+    ) -> AsyncGenerator[TokenDelta | ToolCallPiece | GenerationEnd]:
+        """Tokens as they come; what is ready together is one delta of at most 32 tokens. Ends with a GenerationEnd.
+
+        Closing the iterator stops the engine's work on the request.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Frees the engine's connections."""
+        ...

@@ -1,0 +1,1 @@
+"""The retriever: finds the evidence for a question in vectors, text and graph."""

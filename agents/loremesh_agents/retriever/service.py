@@ -1,0 +1,407 @@
+"""Finds evidence: candidates from three channels, exact scores, two rounds through the graph."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from loremesh_agents.domain.answer import Completion, Degradation, DegradationReason, FinishReason, Usage
+from loremesh_agents.domain.conversation import PassageReference
+from loremesh_agents.domain.deadline import Deadline
+from loremesh_agents.domain.document import Passage
+from loremesh_agents.domain.errors import (
+    BackendUnavailable,
+    BudgetExhausted,
+    EntityNotFound,
+    InvalidRequest,
+    PassageNotFound,
+)
+from loremesh_agents.domain.evidence import EdgeKind, Evidence, PathStep, Why
+from loremesh_agents.domain.filter import MetadataFilter
+from loremesh_agents.domain.lexicon import entity_key, search_terms
+from loremesh_agents.domain.linking import LinkedEntity, candidate_spans, link
+from loremesh_agents.domain.principal import Principal
+from loremesh_agents.domain.ranking import MENTION_LIMIT, Ranked, Ranking
+from loremesh_agents.domain.retrieval import EntityStatistics, PassageRef, Profile, RetrievalRequest
+from loremesh_agents.domain.revision import Consistency
+from loremesh_agents.ports.embedding import Embedder
+from loremesh_agents.ports.graph import GraphSnapshot, GraphStore
+from loremesh_agents.ports.text import TextIndex
+from loremesh_agents.ports.vectors import VectorIndex
+from loremesh_agents.retriever.settings import RetrieverSettings
+from numpy.typing import NDArray
+
+_AGENT = "retriever"
+
+
+@dataclass(frozen=True, slots=True)
+class ExpandRequest:
+    """Where to look around; see `loremesh.v1.ExpandRequest`."""
+
+    collections: tuple[str, ...]
+    entities: tuple[str, ...]
+    passages: tuple[PassageReference, ...]
+    depth: int
+    limit: int
+    filter: MetadataFilter
+    consistency: Consistency
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A node of a neighbourhood: an entity or a passage, and its steps from the start."""
+
+    node_id: str
+    distance: int
+    content: EntityStatistics | Passage
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """An edge between nodes that came before."""
+
+    start: str
+    end: str
+    kind: EdgeKind
+    weight: float
+
+
+class RetrieverService:
+    """Finds evidence.
+
+    Args:
+        graph: The truth.
+        text: Proposes passages by words.
+        vectors: Proposes passages by vectors; None without an encoder.
+        embedder: Encodes questions; None for retrieval by text and graph alone.
+        settings: Limits and shares.
+    """
+
+    def __init__(
+        self,
+        graph: GraphStore,
+        text: TextIndex,
+        vectors: VectorIndex | None,
+        embedder: Embedder | None,
+        settings: RetrieverSettings,
+    ) -> None:
+        self._graph = graph
+        self._text = text
+        self._vectors = vectors
+        self._embedder = embedder
+        self._settings = settings
+
+    @property
+    def settings(self) -> RetrieverSettings:
+        """Limits and shares."""
+        return self._settings
+
+    async def retrieve(
+        self, request: RetrievalRequest, *, principal: Principal, deadline: Deadline
+    ) -> AsyncGenerator[Evidence | Completion]:
+        """Streams the evidence by rank, then a completion.
+
+        Raises:
+            InvalidRequest: The question holds nothing that can be searched.
+            LoremeshError: As `GraphStore.snapshot`.
+        """
+        search = _Search(self, request)
+        async with self._graph.snapshot(
+            request.collections,
+            principal=principal,
+            filter=request.filter,
+            consistency=request.consistency,
+            deadline=deadline,
+        ) as snapshot:
+            async for event in search.run(snapshot, deadline):
+                yield event
+
+    async def expand(
+        self, request: ExpandRequest, *, principal: Principal, deadline: Deadline
+    ) -> AsyncGenerator[Node | Edge | Completion]:
+        """Streams the neighbourhood, nearest first, then a completion.
+
+        Raises:
+            EntityNotFound: An entity to start from is not known.
+            PassageNotFound: A passage to start from is not there.
+            LoremeshError: As `GraphStore.snapshot`.
+        """
+        async with self._graph.snapshot(
+            request.collections,
+            principal=principal,
+            filter=request.filter,
+            consistency=request.consistency,
+            deadline=deadline,
+        ) as snapshot:
+            walk = _Walk(snapshot, request, self._settings.titles_per_entity, deadline)
+            async for event in walk.run():
+                yield event
+
+    async def encode(self, question: str, deadline: Deadline) -> NDArray[np.float32] | None:
+        """The question's vector; None without an encoder."""
+        if self._embedder is None or self._vectors is None:
+            return None
+        return np.asarray((await self._embedder.embed([question], deadline=deadline))[0], dtype=np.float32)
+
+    async def near(
+        self, vector: NDArray[np.float32], snapshot: GraphSnapshot, deadline: Deadline
+    ) -> tuple[PassageRef, ...]:
+        """Passages near a vector."""
+        if self._vectors is None:
+            return ()
+        limit = self._settings.vector_candidates
+        return await self._vectors.search(vector, revisions=snapshot.revisions, limit=limit, deadline=deadline)
+
+    async def matching(
+        self, frequencies: Mapping[str, int], snapshot: GraphSnapshot, deadline: Deadline
+    ) -> tuple[PassageRef, ...]:
+        """Passages that share words with the question."""
+        limit = self._settings.text_candidates
+        return await self._text.search(frequencies, revisions=snapshot.revisions, limit=limit, deadline=deadline)
+
+    @property
+    def encodes(self) -> bool:
+        """Whether there are vectors."""
+        return self._embedder is not None and self._vectors is not None
+
+
+class _Search:
+    """One retrieval."""
+
+    def __init__(self, service: RetrieverService, request: RetrievalRequest) -> None:
+        self._service = service
+        self._request = request
+        limit = service.settings.longest_question
+        self._question = request.question[:limit]
+        self._terms = tuple(dict.fromkeys(search_terms(self._question)))
+        self._degradations: list[Degradation] = []
+        self._began = time.monotonic()
+        self._timings: dict[str, float] = {}
+        if not self._terms:
+            raise InvalidRequest.of("question", "it must hold at least one word or number")
+        if len(request.question) > limit:
+            self._leave_out("question", DegradationReason.LIMIT, f"Only the first {limit} characters were searched.")
+
+    async def run(self, snapshot: GraphSnapshot, deadline: Deadline) -> AsyncGenerator[Evidence | Completion]:
+        ranking = await self._candidates(snapshot, deadline)
+        rounds = 1 if self._request.profile is Profile.FAST else 2
+        for _ in range(rounds):
+            seeds = ranking.seeds()
+            if not seeds:
+                break
+            if deadline.remaining() < self._service.settings.expansion_reserve:
+                self._leave_out("graph", DegradationReason.BUDGET, "A round through the graph was left out.")
+                break
+            ranking.propagate(
+                await snapshot.expand(
+                    seeds,
+                    self._terms,
+                    entities=ranking.linked.keys(),
+                    known=ranking.known,
+                    mention_limit=MENTION_LIMIT,
+                    title_limit=self._service.settings.titles_per_entity,
+                    deadline=deadline,
+                )
+            )
+        self._lap("rank")
+        ranked = ranking.top(self._request.k)
+        seeds_in_trails = {
+            entry.trail.seed for entry in ranked if entry.trail is not None and entry.trail.seed is not None
+        }
+        refs = list(dict.fromkeys([*(entry.ref for entry in ranked), *seeds_in_trails]))
+        passages = await snapshot.fetch(refs, deadline=deadline)
+        self._lap("fetch")
+        given = 0
+        for entry in ranked:
+            passage = passages.get(entry.ref)
+            if passage is None:
+                continue
+            given += 1
+            why = Why(entry.cosine, entry.text_score, entry.graph_score, self._path(entry, passage, passages, ranking))
+            yield Evidence(f"E{given}", passage, entry.score, given, why)
+        yield Completion(
+            FinishReason.STOP,
+            Usage(candidate_count=len(ranking.known), evidence_count=given),
+            {**self._timings, "total": time.monotonic() - self._began},
+            snapshot.revisions,
+            tuple(self._degradations),
+        )
+
+    async def _candidates(self, snapshot: GraphSnapshot, deadline: Deadline) -> Ranking:
+        spans = candidate_spans(self._question)
+        context = self._request.context
+        keys = {span.key for span in spans} | {entity_key(name) for name in context.entities}
+        limit = self._service.settings.titles_per_entity
+        encoding = asyncio.create_task(self._encoded(snapshot, deadline))
+        try:
+            statistics = await snapshot.statistics(self._terms, deadline=deadline)
+            linked = await snapshot.link(keys - {""}, title_limit=limit, deadline=deadline)
+            entities = link(spans, linked.entities, context.entities)
+            cited = await snapshot.locate(
+                [(passage.collection, passage.passage_id) for passage in context.passages], deadline=deadline
+            )
+            matching = await self._service.matching(statistics.document_frequencies, snapshot, deadline)
+            vector, near = await encoding
+        finally:
+            encoding.cancel()
+            await asyncio.wait([encoding])
+        self._lap("candidates")
+        ranking = Ranking(self._terms, statistics, vector, entities)
+        ranking.add_links(linked)
+        ranking.add_context(tuple(cited.values()))
+        named = {edge.passage for edge in linked.titles if edge.entity in entities}
+        proposed = {*near, *matching, *named, *cited.values()}
+        ranking.add(await snapshot.features(proposed, self._terms, deadline=deadline))
+        ranking.begin()
+        return ranking
+
+    async def _encoded(
+        self, snapshot: GraphSnapshot, deadline: Deadline
+    ) -> tuple[NDArray[np.float32] | None, tuple[PassageRef, ...]]:
+        """The question's vector and what is near it; without them where they are missing, late or down."""
+        if not self._service.encodes:
+            self._leave_out("vectors", DegradationReason.NOT_CONFIGURED, "There is no encoder: text and graph alone.")
+            return None, ()
+        share = deadline.fraction(self._service.settings.vector_share)
+        try:
+            async with asyncio.timeout(share.remaining()):
+                began = time.monotonic()
+                vector = await self._service.encode(self._question, share)
+                self._timings["encode"] = time.monotonic() - began
+                near = () if vector is None else await self._service.near(vector, snapshot, share)
+        except (BudgetExhausted, TimeoutError):
+            self._leave_out("vectors", DegradationReason.BUDGET, "Vectors took more than their share of the time.")
+        except BackendUnavailable as error:
+            self._leave_out("vectors", DegradationReason.UNAVAILABLE, error.message)
+        else:
+            return vector, near
+        return None, ()
+
+    def _leave_out(self, stage: str, reason: DegradationReason, detail: str) -> None:
+        self._degradations.append(Degradation(_AGENT, stage, reason, detail))
+
+    def _lap(self, stage: str) -> None:
+        spent = sum(seconds for name, seconds in self._timings.items() if name != "encode")
+        self._timings[stage] = time.monotonic() - self._began - spent
+
+    def _path(
+        self, entry: Ranked, passage: Passage, passages: Mapping[PassageRef, Passage], ranking: Ranking
+    ) -> tuple[PathStep, ...]:
+        trail = entry.trail
+        if trail is None:
+            return (PathStep(EdgeKind.SIMILAR, passage_id=passage.passage_id, title=passage.title),)
+        steps: list[PathStep] = []
+        seed = passages.get(trail.seed) if trail.seed is not None else None
+        if seed is not None:
+            steps.append(PathStep(EdgeKind.SIMILAR, passage_id=seed.passage_id, title=seed.title))
+            if trail.entity:
+                steps.append(PathStep(EdgeKind.MENTIONS, entity=trail.entity))
+        elif trail.entity:
+            steps.append(PathStep(_named(ranking.linked.get(trail.entity)), entity=trail.entity))
+        if trail.entity:
+            last = EdgeKind.TITLE if trail.by_title else EdgeKind.MENTIONS
+        else:
+            last = EdgeKind.REFERS_TO if seed is not None else EdgeKind.EARLIER_TURN
+        return (*steps, PathStep(last, passage_id=passage.passage_id, title=passage.title))
+
+
+def _named(entity: LinkedEntity | None) -> EdgeKind:
+    return EdgeKind.EARLIER_TURN if entity is not None and entity.earlier else EdgeKind.NAMED_IN_QUESTION
+
+
+class _Walk:
+    """One look around, breadth first."""
+
+    def __init__(
+        self, snapshot: GraphSnapshot, request: ExpandRequest, titles_per_entity: int, deadline: Deadline
+    ) -> None:
+        self._snapshot = snapshot
+        self._request = request
+        self._titles_per_entity = titles_per_entity
+        self._deadline = deadline
+        self._seen: set[str] = set()
+        self._edges: set[tuple[str, str, EdgeKind]] = set()
+
+    async def run(self) -> AsyncGenerator[Node | Edge | Completion]:
+        request = self._request
+        keys = {entity_key(name): name for name in request.entities}
+        linked = await self._snapshot.link(keys.keys() - {""}, title_limit=1, deadline=self._deadline)
+        for key, name in keys.items():
+            if key not in linked.entities:
+                raise EntityNotFound(name)
+        wanted = [(passage.collection, passage.passage_id) for passage in request.passages]
+        located = await self._snapshot.locate(wanted, deadline=self._deadline)
+        for collection, passage_id in wanted:
+            if (collection, passage_id) not in located:
+                raise PassageNotFound(collection, passage_id)
+        for entity in linked.entities.values():
+            for node in self._new(_entity_id(entity.key), 0, entity):
+                yield node
+        frontier = tuple(dict.fromkeys(located.values()))
+        async for node in self._passages(frontier, 0):
+            yield node
+        entities: set[str] = set(linked.entities)
+        for distance in range(1, request.depth + 1):
+            expansion = await self._snapshot.expand(
+                frontier,
+                (),
+                entities=entities,
+                known=(),
+                mention_limit=MENTION_LIMIT,
+                title_limit=self._titles_per_entity,
+                deadline=self._deadline,
+            )
+            reached = dict.fromkeys(
+                [
+                    *(edge.passage for edge in expansion.titles),
+                    *(edge.passage for edge in expansion.mentions),
+                    *(edge.target for edge in expansion.references),
+                ]
+            )
+            for entity in expansion.entities.values():
+                for node in self._new(_entity_id(entity.key), distance, entity):
+                    yield node
+            async for node in self._passages(tuple(reached), distance):
+                yield node
+            joins = [
+                *((edge.passage, _entity_id(edge.entity), EdgeKind.MENTIONS, 1.0) for edge in expansion.seed_mentions),
+                *(
+                    (edge.passage, _entity_id(edge.entity), EdgeKind.TITLE, edge.weight)
+                    for edge in expansion.seed_titles
+                ),
+                *((edge.passage, _entity_id(edge.entity), EdgeKind.TITLE, edge.weight) for edge in expansion.titles),
+                *((edge.passage, _entity_id(edge.entity), EdgeKind.MENTIONS, 1.0) for edge in expansion.mentions),
+                *((edge.source, _passage_id(edge.target), EdgeKind.REFERS_TO, 1.0) for edge in expansion.references),
+            ]
+            for source, target, kind, weight in joins:
+                start = _passage_id(source)
+                if {start, target} <= self._seen and (start, target, kind) not in self._edges:
+                    self._edges.add((start, target, kind))
+                    yield Edge(start, target, kind, weight)
+            frontier = tuple(reached)
+            entities = set(expansion.entities)
+        yield Completion(FinishReason.STOP, revisions=self._snapshot.revisions)
+
+    async def _passages(self, refs: Sequence[PassageRef], distance: int) -> AsyncGenerator[Node]:
+        room = self._request.limit - len(self._seen)
+        wanted = [ref for ref in refs if _passage_id(ref) not in self._seen][: max(room, 0)]
+        found = await self._snapshot.fetch(wanted, deadline=self._deadline) if wanted else {}
+        for ref in wanted:
+            if ref in found:
+                for node in self._new(_passage_id(ref), distance, found[ref]):
+                    yield node
+
+    def _new(self, node_id: str, distance: int, content: EntityStatistics | Passage) -> list[Node]:
+        if node_id in self._seen or len(self._seen) >= self._request.limit:
+            return []
+        self._seen.add(node_id)
+        return [Node(node_id, distance, content)]
+
+
+def _entity_id(key: str) -> str:
+    return f"entity:{key}"
+
+
+def _passage_id(ref: PassageRef) -> str:
+    return f"passage:{ref}"

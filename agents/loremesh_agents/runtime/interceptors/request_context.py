@@ -1,0 +1,20 @@
+"""Gives every call its query id and makes its circumstances known to all code that serves it."""
+
+from loremesh_agents.runtime.call import ServerCall
+from loremesh_agents.runtime.context import QUERY_ID_KEY, RequestContext, activate, query_id_from
+from loremesh_agents.runtime.interceptors.base import Proceed
+
+
+class RequestContextInterceptor:
+    """Takes over the caller's query id or makes one, and sends it back with the response, or with the error."""
+
+    def __init__(self, agent: str) -> None:
+        self._agent = agent
+
+    async def intercept(self, call: ServerCall, proceed: Proceed) -> None:
+        """Serves the call with `context.current()` set."""
+        query_id = query_id_from(call.metadata)
+        call.initial_metadata = call.trailing_metadata = ((QUERY_ID_KEY, query_id),)
+        call.request_context = RequestContext(query_id=query_id, agent=self._agent, method=call.method.full_name)
+        with activate(call.request_context):
+            await proceed(call)

@@ -1,0 +1,1 @@
+"""The synthesizer: makes a prompt out of evidence."""
