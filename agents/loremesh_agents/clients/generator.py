@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator, Sequence
 import grpc
 from loremesh.v1 import generator_service_pb2 as pb
 from loremesh.v1 import generator_service_pb2_grpc as pb_grpc
+
 from loremesh_agents.domain.answer import Completion, TokenDelta
 from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.ports.language_model import GenerationRequest, ToolCallPiece

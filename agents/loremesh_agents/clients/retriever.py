@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator
 import grpc
 from loremesh.v1 import retriever_service_pb2 as pb
 from loremesh.v1 import retriever_service_pb2_grpc as pb_grpc
+
 from loremesh_agents.domain.answer import Completion
 from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.evidence import Evidence

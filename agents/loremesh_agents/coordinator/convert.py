@@ -1,6 +1,7 @@
 """The coordinator's messages between `loremesh.v1` and the domain."""
 
 from loremesh.v1 import coordinator_service_pb2 as pb
+
 from loremesh_agents.coordinator.events import CancelTurn, Event, Heartbeat, Question, Sources, Turn, TurnEvent
 from loremesh_agents.domain.answer import Citation, Completion, Degradation, TokenDelta
 from loremesh_agents.domain.evidence import Evidence

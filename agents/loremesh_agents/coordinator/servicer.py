@@ -6,6 +6,7 @@ from contextlib import aclosing
 import grpc
 from loremesh.v1 import coordinator_service_pb2 as pb
 from loremesh.v1 import coordinator_service_pb2_grpc as pb_grpc
+
 from loremesh_agents.coordinator import convert
 from loremesh_agents.coordinator.chat import Chat
 from loremesh_agents.coordinator.events import CancelTurn, Turn

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
+
 from loremesh_agents.domain.linking import LinkedEntity
 from loremesh_agents.domain.retrieval import (
     EntityStatistics,
@@ -19,7 +21,6 @@ from loremesh_agents.domain.retrieval import (
     PassageRef,
     TermStatistics,
 )
-from numpy.typing import NDArray
 
 K1 = 0.9
 B = 0.4

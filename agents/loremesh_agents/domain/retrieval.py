@@ -6,10 +6,11 @@ from enum import Enum
 from typing import NewType
 
 import numpy as np
+from numpy.typing import NDArray
+
 from loremesh_agents.domain.conversation import RetrievalContext
 from loremesh_agents.domain.filter import EVERYTHING, MetadataFilter
 from loremesh_agents.domain.revision import LATEST, Consistency
-from numpy.typing import NDArray
 
 PassageRef = NewType("PassageRef", int)
 """A store's handle of a passage: stable while the passage lives, never used again, of no meaning to another store."""

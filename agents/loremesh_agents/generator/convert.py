@@ -1,6 +1,7 @@
 """The generator's messages between `loremesh.v1` and the domain."""
 
 from loremesh.v1 import generator_service_pb2 as pb
+
 from loremesh_agents.domain.answer import Completion, TokenDelta
 from loremesh_agents.ports.language_model import Capability, Model, ToolCallPiece
 from loremesh_agents.ports.peers import GenerationStart

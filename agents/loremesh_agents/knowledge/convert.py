@@ -2,6 +2,7 @@
 
 from loremesh.v1 import collection_pb2, document_pb2
 from loremesh.v1 import knowledge_service_pb2 as pb
+
 from loremesh_agents.domain.answer import Completion
 from loremesh_agents.domain.document import Change, Collection, Document, DocumentSummary, Link, Outcome, Section
 from loremesh_agents.domain.errors import FieldViolation, InvalidRequest

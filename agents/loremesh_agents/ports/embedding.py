@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
-from loremesh_agents.domain.deadline import Deadline
 from numpy.typing import NDArray
+
+from loremesh_agents.domain.deadline import Deadline
 
 
 class Embedder(Protocol):

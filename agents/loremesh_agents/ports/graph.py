@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
+
 from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.document import Change, Collection, DocumentSummary, DocumentWrite, Passage, WriteResult
 from loremesh_agents.domain.filter import MetadataFilter
 from loremesh_agents.domain.principal import Principal
 from loremesh_agents.domain.retrieval import Expansion, Linked, PassageFeatures, PassageRef, TermStatistics
 from loremesh_agents.domain.revision import CollectionRevision, Consistency
-from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True)

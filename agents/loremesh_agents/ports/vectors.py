@@ -3,10 +3,11 @@
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
+
 from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.retrieval import PassageRef
 from loremesh_agents.domain.revision import CollectionRevision
-from numpy.typing import NDArray
 
 
 class VectorIndex(Protocol):

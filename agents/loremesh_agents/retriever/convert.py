@@ -1,6 +1,7 @@
 """The retriever's messages between `loremesh.v1` and the domain."""
 
 from loremesh.v1 import retriever_service_pb2 as pb
+
 from loremesh_agents.domain.answer import Completion
 from loremesh_agents.domain.conversation import PassageReference
 from loremesh_agents.domain.document import Passage

@@ -6,6 +6,8 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
+
 from loremesh_agents.domain.answer import Completion, Degradation, DegradationReason, FinishReason, Usage
 from loremesh_agents.domain.conversation import PassageReference
 from loremesh_agents.domain.deadline import Deadline
@@ -30,7 +32,6 @@ from loremesh_agents.ports.graph import GraphSnapshot, GraphStore
 from loremesh_agents.ports.text import TextIndex
 from loremesh_agents.ports.vectors import VectorIndex
 from loremesh_agents.retriever.settings import RetrieverSettings
-from numpy.typing import NDArray
 
 _AGENT = "retriever"
 

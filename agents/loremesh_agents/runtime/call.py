@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 import grpc
 from google.protobuf.message import DecodeError
+
 from loremesh_agents.domain.errors import InvalidRequest
 from loremesh_agents.domain.principal import Principal
 from loremesh_agents.runtime.context import Metadata, RequestContext, replace_current

@@ -13,6 +13,7 @@ from typing import Any, Literal, Self, TypeAlias, TypeVar, cast
 import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.descriptor_pb2 import MethodOptions
+
 from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.errors import BudgetExhausted, InternalError, PeerUnavailable, StreamIdle
 from loremesh_agents.runtime.context import Metadata, current_or_none, outgoing_metadata

@@ -12,6 +12,7 @@ from typing import TypeAlias, TypeVar
 import grpc
 from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2  # pyright: ignore[reportMissingTypeStubs] - it has types
+
 from loremesh_agents.domain.errors import (
     ERRORS_BY_REASON,
     BudgetExhausted,

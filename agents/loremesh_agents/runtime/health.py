@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import aio as health_aio
+
 from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.runtime.metrics import AgentMetrics
 

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Literal, TextIO
 
 import orjson
+
 from loremesh_agents.runtime.context import current_or_none
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}

@@ -11,9 +11,10 @@ from types import TracebackType
 from typing import Self
 
 import grpc
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+
 from loremesh_agents.domain.errors import ConfigurationError
 from loremesh_agents.runtime.call import Method, ServerCall
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
 _AGENT = re.compile(r"[a-z][a-z0-9_]*")
 _LATENCY = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)

@@ -13,9 +13,6 @@ from types import TracebackType
 from typing import Self
 
 import grpc
-from loremesh_agents.runtime.call import ServerCall
-from loremesh_agents.runtime.context import Metadata, current_or_none
-from loremesh_agents.runtime.tracing import ClientSpan, Tracing
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_NAMESPACE, Resource
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
@@ -23,6 +20,10 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from loremesh_agents.runtime.call import ServerCall
+from loremesh_agents.runtime.context import Metadata, current_or_none
+from loremesh_agents.runtime.tracing import ClientSpan, Tracing
 
 _FAULTS = frozenset(
     {

@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+
 from loremesh_agents.domain.errors import ConfigurationError
 from loremesh_agents.runtime.health import Dependency, Health, HealthOptions
 from loremesh_agents.runtime.interceptors import (

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import cast
 
 import grpc
+
 from loremesh_agents.domain.errors import ConfigurationError
 
 _log = logging.getLogger(__name__)

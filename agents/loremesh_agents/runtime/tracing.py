@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 import grpc
+
 from loremesh_agents.runtime.call import ServerCall
 from loremesh_agents.runtime.context import Metadata
 

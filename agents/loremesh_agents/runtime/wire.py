@@ -19,6 +19,7 @@ from loremesh.v1 import (
     retriever_service_pb2,
     synthesizer_service_pb2,
 )
+
 from loremesh_agents.domain.answer import (
     Citation,
     Completion,

@@ -19,14 +19,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from loremesh_agents.domain.errors import ConfigurationError
-from loremesh_agents.runtime.lifecycle import StopSignals
-from loremesh_agents.runtime.metrics import MetricsServer
 from prometheus_client import CollectorRegistry
 from prometheus_client.multiprocess import (
     MultiProcessCollector,
     mark_process_dead,  # pyright: ignore[reportUnknownVariableType] - it has no types
 )
+
+from loremesh_agents.domain.errors import ConfigurationError
+from loremesh_agents.runtime.lifecycle import StopSignals
+from loremesh_agents.runtime.metrics import MetricsServer
 
 _log = logging.getLogger(__name__)
 

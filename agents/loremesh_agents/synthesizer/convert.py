@@ -1,6 +1,7 @@
 """The synthesizer's messages between `loremesh.v1` and the domain."""
 
 from loremesh.v1 import synthesizer_service_pb2 as pb
+
 from loremesh_agents.domain.answer import Completion
 from loremesh_agents.domain.evidence import Evidence
 from loremesh_agents.ports.peers import Prompt, SynthesisStart

@@ -6,6 +6,7 @@ from contextlib import aclosing
 import grpc
 from loremesh.v1 import synthesizer_service_pb2 as pb
 from loremesh.v1 import synthesizer_service_pb2_grpc as pb_grpc
+
 from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.evidence import Evidence
 from loremesh_agents.ports.peers import SynthesisStart

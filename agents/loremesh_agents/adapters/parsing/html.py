@@ -3,10 +3,11 @@
 import re
 from typing import Any
 
-from loremesh_agents.adapters.parsing.content import Content, UnreadableError, decode
-from loremesh_agents.domain.document import Link, Section
 from lxml import etree
 from lxml import html as lxml_html
+
+from loremesh_agents.adapters.parsing.content import Content, UnreadableError, decode
+from loremesh_agents.domain.document import Link, Section
 
 _CHARSET = re.compile(rb"<meta[^>]+charset=[\"']?([\w-]+)", re.IGNORECASE)
 _DROPPED = frozenset(

@@ -2,10 +2,11 @@
 
 import re
 
-from loremesh_agents.adapters.parsing.content import Content, decode
-from loremesh_agents.domain.document import Link, Section
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
+
+from loremesh_agents.adapters.parsing.content import Content, decode
+from loremesh_agents.domain.document import Link, Section
 
 _FRONT_MATTER = re.compile(r"\A---\n(.*?)\n(?:---|\.\.\.)\n", re.DOTALL)
 _PAIR = re.compile(r"^([A-Za-z_][\w-]*):\s*(.+?)\s*$", re.MULTILINE)

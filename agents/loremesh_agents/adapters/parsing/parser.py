@@ -9,13 +9,14 @@ from posixpath import basename
 from typing import TypeVar
 from urllib.parse import unquote, urljoin, urlsplit
 
+from pebble import ProcessExpired, ProcessPool
+
 from loremesh_agents.adapters.parsing import html, jsonl, markdown, pdf, plain
 from loremesh_agents.adapters.parsing.content import Content, UnreadableError
 from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.document import Document, Link, Section
 from loremesh_agents.domain.errors import DocumentUnreadable, UnsupportedMediaType
 from loremesh_agents.ports.parsing import Unparsed, Upload
-from pebble import ProcessExpired, ProcessPool
 
 _TEXT_PARSERS = {
     "text/html": html.parse,

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from urllib.parse import unquote
 
 from google.protobuf.message import DecodeError
+
 from loremesh_agents.domain.errors import PrincipalNotTrusted
 from loremesh_agents.domain.principal import ANONYMOUS
 from loremesh_agents.runtime.call import ServerCall, ServicerContext
@@ -19,8 +20,10 @@ CLIENT_CERTIFICATE_KEY = "x-forwarded-client-cert"
 _SIDECAR_V6 = ipaddress.ip_address("::6")
 """The address, not a loopback one, from which Istio's sidecar connects over IPv6; over IPv4 it is 127.0.0.6."""
 
-_NAMES = re.compile(r'(?:^|;)(URI|DNS)=("(?:[^"\\]|\\.)*"|[^;]*)', re.IGNORECASE)
-_ELEMENTS = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*")+')
+_QUOTED = r'"(?:[^"\\]|\\.)*"'
+_ELEMENT = re.compile(rf'(?:[^,"]|{_QUOTED})+')
+_PAIR = re.compile(rf'(?:[^;"]|{_QUOTED})+')
+_HEADER = re.compile(rf'(?:[^"]|{_QUOTED})*')
 
 
 class PeerTrust(enum.Enum):
@@ -109,13 +112,19 @@ def _names_of_certificate(context: ServicerContext) -> list[str]:
 
 
 def _names_of_header(value: str | bytes | None) -> list[str]:
-    if not isinstance(value, str):
+    """The URIs, then the DNS names, of the certificate that a sidecar names: `By=...;Subject="...";URI=...,By=...`."""
+    if not isinstance(value, str) or not _HEADER.fullmatch(value):
         return []
     # Each proxy appends an element; the last one is our sidecar's, about the peer that it talks to.
-    elements = _ELEMENTS.findall(value)
-    found = _NAMES.findall(elements[-1]) if elements else []
-    names = [(key.upper(), unquote(name.strip('"'))) for key, name in found]
-    return [name for _, name in sorted(names, key=lambda pair: pair[0] != "URI") if name]
+    elements = _ELEMENT.findall(value)
+    # What is quoted, a subject for instance, may hold separators and whatever else its owner likes.
+    pairs = [pair.partition("=") for pair in (_PAIR.findall(elements[-1]) if elements else [])]
+    return [
+        unquote(name.strip('"'))
+        for wanted in ("uri", "dns")
+        for key, _, name in pairs
+        if key.lower() == wanted and name
+    ]
 
 
 def _is_sidecar(peer: str) -> bool:

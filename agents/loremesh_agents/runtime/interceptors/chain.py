@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any, TypeAlias, cast
 
 import grpc
+
 from loremesh_agents.domain.errors import NotImplementedYet
 from loremesh_agents.runtime.call import UNKNOWN_METHOD, Behavior, Message, Method, ServerCall, ServicerContext
 from loremesh_agents.runtime.interceptors.base import Interceptor, Proceed
@@ -113,8 +114,7 @@ async def _send_all(call: ServerCall, responses: AsyncGenerator[Message]) -> Non
             try:
                 await write(response)
             except grpc.aio.InternalError:
-                # The caller is gone. gRPC noticed it here first, and would cancel this task a moment later.
-                raise asyncio.CancelledError from None
+                raise _gone(call) from None
             call.sent += 1
             call.active = clock()
     if not call.sent:
@@ -127,7 +127,13 @@ async def _begin(call: ServerCall) -> None:
         try:
             await call.servicer_context.send_initial_metadata(call.initial_metadata)
         except grpc.aio.InternalError:
-            raise asyncio.CancelledError from None
+            raise _gone(call) from None
+
+
+def _gone(call: ServerCall) -> asyncio.CancelledError:
+    """What a failed write means: the caller is gone. gRPC would cancel the task a moment later."""
+    call.code = grpc.StatusCode.CANCELLED
+    return asyncio.CancelledError()
 
 
 def _not_implemented(_: Message, __: ServicerContext) -> Message:

@@ -5,6 +5,7 @@ import logging
 from typing import NoReturn, cast
 
 import grpc
+
 from loremesh_agents.domain.errors import InternalError, LoremeshError, NotImplementedYet
 from loremesh_agents.runtime.call import ServerCall
 from loremesh_agents.runtime.errors import DETAILS_KEY, code_of, to_status
@@ -21,8 +22,10 @@ class ErrorsInterceptor:
         """Serves the call and notes its final status code."""
         try:
             await proceed(call)
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
             if call.code is None:
+                if not _is_cancelled():
+                    await _abort(call, _as_domain_error(error, call))
                 call.code = grpc.StatusCode.CANCELLED
             raise
         except grpc.aio.AbortError:
@@ -38,14 +41,27 @@ class ErrorsInterceptor:
             call.code = call.servicer_context.code() or grpc.StatusCode.OK
 
 
+def _is_cancelled() -> bool:
+    """Whether this task is being cancelled.
+
+    Otherwise a CancelledError comes from something that the servicer waited for, and is a defect like another: gRPC would take
+    it for a cancel by the caller and never answer.
+    """
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
 async def _abort(call: ServerCall, error: LoremeshError) -> NoReturn:
     status = to_status(error)
     call.code = code_of(error)
     call.reason = error.reason
-    # Not abort_with_status: wrappers of the context, OpenTelemetry's among them, see only abort.
-    await call.servicer_context.abort(
-        call.code, status.message, (*call.trailing_metadata, (DETAILS_KEY, status.SerializeToString()))
-    )
+    trailing_metadata = (*call.trailing_metadata, (DETAILS_KEY, status.SerializeToString()))
+    try:
+        # Not abort_with_status: wrappers of the context, OpenTelemetry's among them, see only abort.
+        await call.servicer_context.abort(call.code, status.message, trailing_metadata)
+    except grpc.aio.InternalError:
+        # The caller is gone. One that does not read keeps its status waiting here, when all else is cleaned up, until it leaves.
+        raise asyncio.CancelledError from None
 
 
 def _most_telling(group: BaseExceptionGroup[BaseException], call: ServerCall) -> LoremeshError:

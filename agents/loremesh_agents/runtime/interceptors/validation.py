@@ -5,6 +5,7 @@ from typing import Any
 
 import protovalidate
 from google.protobuf.message import Message
+
 from loremesh_agents.domain.errors import FieldViolation, InvalidRequest
 from loremesh_agents.runtime.call import ServerCall
 from loremesh_agents.runtime.errors import MAX_VIOLATIONS, cut

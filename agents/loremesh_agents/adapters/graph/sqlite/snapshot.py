@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
+
 from loremesh_agents.adapters.graph.sqlite.connection import Connections
 from loremesh_agents.adapters.graph.sqlite.schema import CAPITALISED
 from loremesh_agents.domain.deadline import Deadline

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from loremesh_agents.adapters.graph.sqlite import writer
 from loremesh_agents.adapters.graph.sqlite.connection import Connections
 from loremesh_agents.adapters.graph.sqlite.snapshot import PASSAGE_COLUMNS, SqliteSnapshot, Visibility, passage_of

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from urllib.parse import urldefrag
 
 import numpy as np
+
 from loremesh_agents.adapters.graph.sqlite.connection import BACKEND
 from loremesh_agents.adapters.graph.sqlite.schema import CAPITALISED, TITLED, create_full_text, full_text_table
 from loremesh_agents.domain.document import DocumentWrite, Outcome, PassageWrite, TextSpans, WriteResult

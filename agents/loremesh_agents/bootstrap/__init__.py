@@ -1,0 +1,1 @@
+"""The composition root: settings to objects to servers. The only place that builds."""

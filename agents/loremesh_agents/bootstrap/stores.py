@@ -1,0 +1,78 @@
+"""The backends of one process: each opened once, when an agent first needs it."""
+
+from contextlib import AsyncExitStack
+from functools import cached_property
+
+from loremesh_agents.bootstrap import backends
+from loremesh_agents.bootstrap.settings import StoreSettings
+from loremesh_agents.domain.deadline import Deadline
+from loremesh_agents.ports.embedding import Embedder
+from loremesh_agents.ports.graph import GraphStore
+from loremesh_agents.ports.language_model import LanguageModel
+from loremesh_agents.ports.text import TextIndex
+from loremesh_agents.ports.vectors import VectorIndex
+from loremesh_agents.runtime.server import Dependency
+
+
+class Stores:
+    """The backends that settings name.
+
+    Args:
+        settings: The URLs.
+        stack: Closes what is opened.
+    """
+
+    def __init__(self, settings: StoreSettings, stack: AsyncExitStack) -> None:
+        self._settings = settings
+        self._stack = stack
+
+    @cached_property
+    def _graph_and_text(self) -> tuple[GraphStore, TextIndex]:
+        graph, text = backends.open_graph(self._settings)
+        self._stack.push_async_callback(graph.close)
+        return graph, text
+
+    @property
+    def graph(self) -> GraphStore:
+        """The graph store."""
+        return self._graph_and_text[0]
+
+    @property
+    def text(self) -> TextIndex:
+        """The text index."""
+        return self._graph_and_text[1]
+
+    @cached_property
+    def embedder(self) -> Embedder | None:
+        """The encoder, if there is one."""
+        embedder = backends.open_embedder(self._settings)
+        if embedder is not None:
+            self._stack.push_async_callback(embedder.close)
+        return embedder
+
+    @cached_property
+    def vectors(self) -> VectorIndex | None:
+        """The vector index; None without an encoder, for then there are no vectors to look for."""
+        if self.embedder is None:
+            return None
+        vectors = backends.open_vectors(self._settings, self.graph)
+        if vectors is not None:
+            self._stack.push_async_callback(vectors.close)
+        return vectors
+
+    @cached_property
+    def model(self) -> LanguageModel:
+        """The engine that writes answers."""
+        model = backends.open_model(self._settings)
+        self._stack.push_async_callback(model.close)
+        return model
+
+    @property
+    def graph_dependency(self) -> Dependency:
+        """The graph store, for the readiness of those that need it."""
+        graph = self.graph
+
+        async def probe(deadline: Deadline) -> None:
+            await graph.check(deadline=deadline)
+
+        return Dependency("graph", probe)
