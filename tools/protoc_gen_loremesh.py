@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from google.protobuf.compiler import plugin_pb2
-from google.protobuf.descriptor_pb2 import FileDescriptorSet
+from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorProto, FileDescriptorSet
 
 OUTPUTS = ("python", "grpc_python", "mypy", "mypy_grpc")
 
@@ -26,6 +26,8 @@ def generate(files: FileDescriptorSet, names: Sequence[str]) -> dict[str, str]:
     Raises:
         RuntimeError: protoc refused; the message is its own.
     """
+    for file in files.file:
+        _drop_default_json_names(file)
     with_services = {file.name for file in files.file if file.service}
     found: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -44,9 +46,20 @@ def generate(files: FileDescriptorSet, names: Sequence[str]) -> dict[str, str]:
             )
             if result.returncode:
                 raise RuntimeError(result.stderr)
-        for file in sorted(path for path in out.rglob("*") if path.is_file()):
-            found[file.relative_to(out).as_posix()] = file.read_text()
+        for path in sorted(path for path in out.rglob("*") if path.is_file()):
+            found[path.relative_to(out).as_posix()] = path.read_text()
     return found
+
+
+def _drop_default_json_names(scope: FileDescriptorProto | DescriptorProto) -> None:
+    """Takes out what buf has filled in: generated code would carry every field's name twice."""
+    fields = [*scope.extension, *(scope.field if isinstance(scope, DescriptorProto) else ())]
+    for field in fields:
+        first, *others = field.name.split("_")
+        if field.json_name == first + "".join(other[:1].upper() + other[1:] for other in others):
+            field.ClearField("json_name")
+    for message in scope.nested_type if isinstance(scope, DescriptorProto) else scope.message_type:
+        _drop_default_json_names(message)
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ A value comes from the command line, else an environment variable (`LOREMESH_GEN
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import (
@@ -33,6 +33,11 @@ _OUTSIDE = frozenset({CONFIG_VARIABLE, SECRETS_VARIABLE})
 _FOR_TESTS = "LOREMESH_TEST_"
 
 
+def default_data_folder() -> Path:
+    """`loremesh` in the user's data folder."""
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "loremesh"
+
+
 class _Group(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -40,7 +45,7 @@ class _Group(BaseModel):
 class StoreSettings(_Group):
     """Backends, as URLs."""
 
-    data: Path = Field(default_factory=lambda: default_data_folder())
+    data: Path = Field(default_factory=default_data_folder)
     """Folder of the embedded stores."""
     graph: str = ""
     """Graph store: `sqlite:///path`. Default: `graph.db` in the data folder."""
@@ -141,15 +146,9 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Only what `load` has merged."""
-        del dotenv_settings, file_secret_settings
-        del env_settings
+        del settings_cls, env_settings, dotenv_settings, file_secret_settings
         # `load` merges the others itself: it must know where each value came from.
         return (init_settings,)
-
-
-def default_data_folder() -> Path:
-    """`loremesh` in the user's data folder."""
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "loremesh"
 
 
 class LoadedSettings:
@@ -225,7 +224,7 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
     for key, value in values.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping):
-            yield from _flatten(value, f"{name}.")
+            yield from _flatten(cast("Mapping[str, Any]", value), f"{name}.")
         else:
             yield name, value
 

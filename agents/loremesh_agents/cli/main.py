@@ -5,7 +5,7 @@ import sys
 
 import click
 
-from loremesh_agents.cli.exits import EXIT_CODES, USAGE
+from loremesh_agents.cli.exits import EXIT_CODES, USAGE, CommandError
 
 _COMMANDS = {
     "ask": "Ask a question; prints the answer as it is written, then its sources.",
@@ -54,6 +54,9 @@ def main() -> None:
     except click.UsageError as error:
         error.show()
         sys.exit(USAGE)
+    except CommandError as error:
+        error.show()
+        sys.exit(error.code)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

@@ -8,7 +8,7 @@ from loremesh_agents.domain.conversation import Message
 from loremesh_agents.domain.evidence import Evidence
 from loremesh_agents.domain.plan import Plan, Route
 from loremesh_agents.domain.retrieval import RetrievalRequest
-from loremesh_agents.ports.language_model import SamplingOptions
+from loremesh_agents.ports.language_model import DEFAULT_SAMPLING, SamplingOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Question:
     retrieval: RetrievalRequest
     history: tuple[Message, ...] = ()
     route: Route | None = None
-    options: SamplingOptions = SamplingOptions()
+    options: SamplingOptions = DEFAULT_SAMPLING
     prompt_token_budget: int = 0
 
 

@@ -21,9 +21,10 @@ from loremesh_agents.domain.answer import (
 from loremesh_agents.domain.citations import CitationScanner
 from loremesh_agents.domain.conversation import Message, Role
 from loremesh_agents.domain.deadline import Deadline
-from loremesh_agents.domain.errors import BudgetExhausted, NotImplementedYet, UnsupportedByModel
+from loremesh_agents.domain.errors import BudgetExhausted, InvalidRequest, NotImplementedYet, UnsupportedByModel
 from loremesh_agents.domain.evidence import Evidence
 from loremesh_agents.domain.followup import EarlierTurn, standalone, turns
+from loremesh_agents.domain.lexicon import search_terms
 from loremesh_agents.domain.plan import Plan, PlanStep, Route
 from loremesh_agents.ports.language_model import GenerationRequest, ToolCallPiece
 from loremesh_agents.ports.peers import GenerationStart, Generator, Prompt, Retriever, SynthesisStart, Synthesizer
@@ -65,10 +66,13 @@ class CoordinatorService:
 
         Raises:
             NotImplementedYet: The route needs an agent that this build does not have.
+            InvalidRequest: The question holds nothing that can be searched.
         """
         route = question.route or Route.RETRIEVAL
         if route in (Route.SQL, Route.RETRIEVAL_AND_SQL):
             raise NotImplementedYet("loremesh.v1.SqlService")
+        if route is Route.RETRIEVAL and not search_terms(question.retrieval.question):
+            raise InvalidRequest.of("question", "it must hold at least one word or number")
         asked = standalone(question.retrieval.question, turns(question.history) if earlier is None else earlier)
         budget = deadline.remaining()
         spend = self._spendable(deadline).remaining()

@@ -56,3 +56,7 @@ class RetrievalContext:
 
     entities: tuple[str, ...] = ()
     passages: tuple[PassageReference, ...] = ()
+
+
+NO_CONTEXT = RetrievalContext()
+"""Nothing came before."""

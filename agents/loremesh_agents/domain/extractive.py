@@ -193,13 +193,16 @@ def _candidates(source: Source, rank: int, wanted: frozenset[str], kind: Asked) 
                 source=source.number,
                 terms=terms,
                 context=title & wanted,
-                cue=cue is not None
-                and bool(cue.search(text))
-                and (helped or kind is not Asked.TIME or bool(terms & wanted)),
+                cue=cue is not None and _has_new(cue, text, wanted) and (helped or kind is not Asked.TIME or bool(terms & wanted)),
                 prior=_RANK_DECAY**rank * (1.0 if place == 0 else 0.97),
             )
         )
     return found
+
+
+def _has_new(cue: re.Pattern[str], text: str, wanted: frozenset[str]) -> bool:
+    """Whether a sentence has something of the kind asked for that the question has not."""
+    return any(_content(match[0]) - wanted for match in cue.finditer(text))
 
 
 def _weights(wanted: frozenset[str], candidates: Sequence[_Candidate]) -> dict[str, float]:

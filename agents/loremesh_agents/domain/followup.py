@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from loremesh_agents.domain.conversation import Message, PassageReference, RetrievalContext, Role
+from loremesh_agents.domain.conversation import NO_CONTEXT, Message, PassageReference, RetrievalContext, Role
 
 _NAME = re.compile(
     r"[A-Z][\w’'.-]*\w(?:\s+(?:(?:of|the|de|von)\s+)*[A-Z0-9][\w’'.-]*\w)*|`[^`]+`|\"[^\"]+\"|\b\w*_\w+\b", re.UNICODE
@@ -82,7 +82,7 @@ def standalone(question: str, earlier: Sequence[EarlierTurn]) -> Standalone:
         turn, with these and the passages cited there as context.
     """
     if not earlier or not is_follow_up(question):
-        return Standalone(question, RetrievalContext())
+        return Standalone(question, NO_CONTEXT)
     last = earlier[-1]
     subjects = dict.fromkeys((*names(last.question), *last.titles, *names(last.answer)))
     entities = tuple(subjects)[:_MOST_SUBJECTS]

@@ -71,8 +71,12 @@ def cosine(features: PassageFeatures, question: NDArray[np.float32] | None) -> N
 
 @dataclass(frozen=True, slots=True)
 class Trail:
-    """What brought a passage the most: a seed (None for the question itself), the entity in between (empty for a link), and whether the passage bears
-    the entity's name (else it mentions it).
+    """What brought a passage the most.
+
+    Attributes:
+        seed: The passage that it came from; None for the question itself.
+        entity: The entity in between; empty for a link.
+        by_title: Whether the passage bears the entity's name; else it mentions it.
     """
 
     seed: PassageRef | None

@@ -8,7 +8,7 @@ from typing import NewType
 import numpy as np
 from numpy.typing import NDArray
 
-from loremesh_agents.domain.conversation import RetrievalContext
+from loremesh_agents.domain.conversation import NO_CONTEXT, RetrievalContext
 from loremesh_agents.domain.filter import EVERYTHING, MetadataFilter
 from loremesh_agents.domain.revision import LATEST, Consistency
 
@@ -44,7 +44,7 @@ class RetrievalRequest:
     profile: Profile = Profile.BALANCED
     filter: MetadataFilter = EVERYTHING
     consistency: Consistency = LATEST
-    context: RetrievalContext = RetrievalContext()
+    context: RetrievalContext = NO_CONTEXT
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,6 +48,10 @@ class SamplingOptions:
     presence_penalty: float | None = None
 
 
+DEFAULT_SAMPLING = SamplingOptions()
+"""The default model with its defaults."""
+
+
 @dataclass(frozen=True, slots=True)
 class ResumePoint:
     """Where a generation broke off."""
@@ -64,7 +68,7 @@ class GenerationRequest:
     messages: tuple[Message, ...]
     question: str
     sources: tuple[Source, ...] = ()
-    options: SamplingOptions = SamplingOptions()
+    options: SamplingOptions = DEFAULT_SAMPLING
     tools: tuple[Tool, ...] = ()
     resume: ResumePoint | None = None
 

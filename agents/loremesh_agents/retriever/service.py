@@ -387,7 +387,7 @@ class _Walk:
     async def _passages(self, refs: Sequence[PassageRef], distance: int) -> AsyncGenerator[Node]:
         room = self._request.limit - len(self._seen)
         wanted = [ref for ref in refs if _passage_id(ref) not in self._seen][: max(room, 0)]
-        found = await self._snapshot.fetch(wanted, deadline=self._deadline) if wanted else {}
+        found = await self._snapshot.fetch(wanted, deadline=self._deadline)
         for ref in wanted:
             if ref in found:
                 for node in self._new(_passage_id(ref), distance, found[ref]):

@@ -121,8 +121,8 @@ class ServerCall:
 class RequestStream:
     """The request messages of a call.
 
-    Each is decoded and checked when it is read. Read it in one task: a read that is cancelled ends the stream, because the
-    message that it waited for is lost.
+    Each is decoded and checked when it is read. Read it in one task: a read that is cancelled ends the stream, because
+    the message that it waited for is lost.
     """
 
     __slots__ = ("_call", "_check", "_ended", "_read", "_reading")

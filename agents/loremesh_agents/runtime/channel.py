@@ -4,7 +4,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Coroutine, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
@@ -27,8 +27,12 @@ __all__ = ["ChannelOptions", "ClientTls", "Peer", "PeerStream", "RetryOptions", 
 
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
+_Result = TypeVar("_Result")
 _Config: TypeAlias = dict[str, Any]
 _StreamCall: TypeAlias = grpc.aio.UnaryStreamCall[Any, _Response] | grpc.aio.StreamStreamCall[Any, _Response]
+
+_STATUS_DELAY = 1.0
+"""Seconds within which the status of a call comes whose write has failed."""
 
 _log = logging.getLogger(__name__)
 
@@ -111,8 +115,8 @@ def service_config(
 ) -> _Config:
     """The gRPC service config of an agent's services.
 
-    Which method may be retried follows from its `idempotency_level` alone: NO_SIDE_EFFECTS and nothing less. gRPC retries a
-    stream only as long as no message has come.
+    Which method may be retried follows from its `idempotency_level` alone: NO_SIDE_EFFECTS and nothing less. gRPC
+    retries a stream only as long as no message has come.
 
     Args:
         services: What the agent serves.
@@ -150,8 +154,8 @@ def _has_no_side_effects(method: MethodDescriptor) -> bool:
 class Peer:
     """Calls methods of another agent on behalf of the call that runs.
 
-    Query id and principal go along, the deadline is passed on with a little kept back, errors come as domain errors, and who
-    stops waiting also stops the peer.
+    Query id and principal go along, the deadline is passed on with a little kept back, errors come as domain errors,
+    and who stops waiting also stops the peer.
 
     Attributes:
         name: Name of the agent that is called.
@@ -258,8 +262,8 @@ class Peer:
 
         Args:
             method: Of the peer's stub.
-            requests: The messages, taken as fast as the peer accepts them, in a task of their own. What they raise comes out of
-                the stream.
+            requests: The messages, taken as fast as the peer accepts them, in a task of their own. What they raise
+                comes out of the stream.
             deadline: When the answer becomes useless; None for streams that run as long as messages flow.
             metadata: What to send besides the context.
 
@@ -290,8 +294,9 @@ class Peer:
 class PeerStream(AsyncIterator[_Response]):
     """The messages of a peer's stream.
 
-    Iterate it in one task, and to its end or within `async with` or `contextlib.aclosing`: leaving the block ends the call, as
-    does cancelling the task that waits for a message. A stream that is merely dropped ends its call when it is collected.
+    Iterate it in one task, and to its end or within `async with` or `contextlib.aclosing`: leaving the block ends the
+    call, as does cancelling the task that waits for a message. A stream that is merely dropped ends its call when it is
+    collected.
     """
 
     def __init__(
@@ -325,7 +330,8 @@ class PeerStream(AsyncIterator[_Response]):
         """The next message.
 
         Raises:
-            LoremeshError: What the peer answered; StreamIdle when it gave nothing for too long; what the requests raised.
+            LoremeshError: What the peer answered; StreamIdle when it gave nothing for too long; what the requests
+                raised.
         """
         if self._ended:
             raise StopAsyncIteration
@@ -335,7 +341,11 @@ class PeerStream(AsyncIterator[_Response]):
         except StopAsyncIteration:
             await self._end(grpc.StatusCode.OK)
             raise
-        except grpc.aio.AioRpcError as error:
+        except grpc.aio.AioRpcError as seen:
+            error = seen if self._sending is None else await self._sending.status_behind(seen)
+            if error is None:
+                await self._end(grpc.StatusCode.OK)
+                raise StopAsyncIteration from None
             await self._end(error.code())
             raise self._decode(error, self._peer) from error
         except asyncio.CancelledError:
@@ -405,15 +415,19 @@ class _Waiting:
 
 
 class _Sending:
-    """Sends the requests of a call.
+    """Sends the requests of a call, and remembers the status that the peer has given it.
 
-    This is not left to gRPC, which logs what the requests raise at level debug and makes a cancel of it.
+    Neither is left to gRPC. It logs what the requests raise at level debug and makes a cancel of it; and where a peer
+    ends the call while a request is being written, it puts a status of its own over the peer's (grpc/grpc#36066).
     """
 
     def __init__(
         self, call: grpc.aio.StreamStreamCall[_Request, _Response], requests: AsyncIterable[_Request], peer: str
     ) -> None:
         self.error: Exception | None = None
+        self._status: grpc.aio.AioRpcError | None = None
+        self._status_known = asyncio.Event()
+        call.add_done_callback(self._note_status)
         self.task = asyncio.create_task(self._run(call, requests), name=f"requests to {peer}")
 
     async def _run(
@@ -421,18 +435,62 @@ class _Sending:
     ) -> None:
         try:
             async for request in requests:
-                try:
-                    await call.write(request)
-                except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-                    # The call has ended; its status comes out of the response stream.
+                if not await _succeeds(call.write(request)):
                     return
-            await call.done_writing()
+            await _succeeds(call.done_writing())
         except Exception as error:  # noqa: BLE001 - it is raised where the responses are read
             self.error = error
             call.cancel()
         finally:
             if isinstance(requests, AsyncGenerator):
                 await cast("AsyncGenerator[_Request]", requests).aclose()
+
+    def _note_status(self, call: grpc.aio.StreamStreamCall[Any, Any]) -> None:
+        """Takes the status from a call that has just got one, which is not the last one that it may get."""
+        status = grpc.aio.AioRpcError(
+            _at_once(call.code()),
+            _at_once(call.initial_metadata()),
+            _at_once(call.trailing_metadata()),
+            _at_once(call.details()),
+        )
+        if self._status is None and not _is_made_up(status):
+            self._status = status
+            self._status_known.set()
+
+    async def status_behind(self, seen: grpc.aio.AioRpcError) -> grpc.aio.AioRpcError | None:
+        """What the peer has said, where gRPC shows a status of its own; None if that is OK."""
+        if not _is_made_up(seen):
+            return seen
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_STATUS_DELAY):
+                await self._status_known.wait()
+        if self._status is None:
+            return seen
+        return None if self._status.code() is grpc.StatusCode.OK else self._status
+
+
+async def _succeeds(sending: Awaitable[None]) -> bool:
+    """Sends; False if the call has ended, whose status then comes out of the response stream."""
+    try:
+        await sending
+    except (grpc.aio.AioRpcError, grpc.aio.InternalError, asyncio.InvalidStateError):
+        return False
+    return True
+
+
+def _is_made_up(status: grpc.aio.AioRpcError) -> bool:
+    """Whether a status is the one that gRPC puts in when a write has failed."""
+    return status.code() is grpc.StatusCode.INTERNAL and status.details() == "Internal error from Core"
+
+
+def _at_once(coroutine: Coroutine[Any, Any, _Result]) -> _Result:
+    """The result of a coroutine that has nothing to wait for."""
+    try:
+        coroutine.send(None)
+    except StopIteration as done:
+        return cast("_Result", done.value)
+    coroutine.close()
+    raise RuntimeError("the call has no status yet")
 
 
 def _cancelled_from_outside() -> bool:

@@ -1,8 +1,9 @@
 """Domain errors as `google.rpc.Status`, and back.
 
-The table of status codes is here and nowhere else. On the wire an error is a `google.rpc.Status` with exactly one ErrorInfo
-(domain `loremesh.dev`, the class's reason) and, as it fits, BadRequest, ResourceInfo, PreconditionFailure, QuotaFailure and
-RetryInfo. A status is never larger than 4 KiB: headers above 8 KiB would turn it into RESOURCE_EXHAUSTED.
+The table of status codes is here and nowhere else. On the wire an error is a `google.rpc.Status` with exactly one
+ErrorInfo (domain `loremesh.dev`, the class's reason) and, as it fits, BadRequest, ResourceInfo, PreconditionFailure,
+QuotaFailure and RetryInfo. A status is never larger than 4 KiB: headers above 8 KiB would turn it into
+RESOURCE_EXHAUSTED.
 """
 
 import logging
@@ -149,8 +150,8 @@ def from_status(status: status_pb2.Status, peer: str) -> LoremeshError:
 def from_rpc_error(error: grpc.aio.AioRpcError, peer: str) -> LoremeshError:
     """The error that the failed call of a peer means to an agent.
 
-    What the peer blames us for (an invalid request, a principal that it does not trust) is a defect of ours: it is logged
-    under a new incident id and becomes an InternalError. An incident of the peer keeps its id.
+    What the peer blames us for (an invalid request, a principal that it does not trust) is a defect of ours: it is
+    logged under a new incident id and becomes an InternalError. An incident of the peer keeps its id.
 
     Args:
         error: What `grpc.aio` raised.

@@ -8,8 +8,8 @@ from collections.abc import Callable
 class IdleTimer:
     """Calls back once when the last activity lies longer back than it may.
 
-    Activity costs nothing here: the owner keeps the time of its last activity in an attribute, and the timer looks at it only
-    when it goes off. A timer that was set anew for each message would cost more than the message.
+    Activity costs nothing here: the owner keeps the time of its last activity in an attribute, and the timer looks at
+    it only when it goes off. A timer that was set anew for each message would cost more than the message.
     """
 
     def __init__(self, seconds: float, last_activity: Callable[[], float], on_idle: Callable[[], object]) -> None:
@@ -17,7 +17,8 @@ class IdleTimer:
 
         Args:
             seconds: How long nothing may happen.
-            last_activity: Gives the time of the last activity on `time.monotonic()`; at present, while none is expected.
+            last_activity: Gives the time of the last activity on `time.monotonic()`; at present, while none is
+                expected.
             on_idle: Called in the event loop when time is up.
         """
         self.seconds = seconds

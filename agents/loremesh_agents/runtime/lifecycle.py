@@ -19,7 +19,8 @@ class DrainOptions:
     """How a process ends. An orchestrator must give it `delay + grace` seconds and a few more.
 
     Attributes:
-        delay: Seconds between the announcement and the refusal of new calls: load balancers need them to look elsewhere.
+        delay: Seconds between the announcement and the refusal of new calls: load balancers need them to look
+            elsewhere.
         grace: Seconds for the calls in flight, of all servers together.
     """
 
@@ -70,8 +71,8 @@ async def run(
 
     Args:
         servers: In order of dependency: each one needs only those before it.
-        resources: What the servers use; closed at the end in reverse, so telemetry, which sees everything, belongs in first.
-            It is closed too when a server does not start.
+        resources: What the servers use; closed at the end in reverse, so telemetry, which sees everything, belongs in
+            first. It is closed too when a server does not start.
         options: How long the end may take.
         signals: Where the wish to end comes from; by default SIGTERM and SIGINT.
         ready: Set when all servers serve.
@@ -98,7 +99,8 @@ async def run(
 async def drain(servers: Sequence[AgentServer], options: DrainOptions, now: asyncio.Event) -> None:
     """Stops servers without cutting off the calls in flight, as far as time allows.
 
-    All announce their end, then the delay passes, then they stop one after the other, those first that nobody else here needs.
+    All announce their end, then the delay passes, then they stop one after the other, those first that nobody else here
+    needs.
 
     Args:
         servers: In order of dependency.

@@ -1,5 +1,6 @@
-"""Log lines as JSON for machines, or as text for a terminal; each names the query, agent and method that it belongs to."""
+"""Log lines as JSON for machines or as text for a terminal; each names the query, agent and method it belongs to."""
 
+import json
 import logging
 import sys
 from collections.abc import Mapping
@@ -17,6 +18,9 @@ _SECRET = ("authorization", "credential", "groups", "password", "principal", "se
 """Parts of the names of extras whose values never reach a log."""
 
 _HIDDEN = "***"
+
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))}
+"""What would begin a new line, or speak to the terminal: logged text may come from strangers."""
 
 
 class JsonFormatter(logging.Formatter):
@@ -38,7 +42,11 @@ class JsonFormatter(logging.Formatter):
             line["exception"] = self.formatException(record.exc_info)
         if record.stack_info:
             line["stack"] = record.stack_info
-        return orjson.dumps(line, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+        try:
+            return orjson.dumps(line, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+        except TypeError:
+            # Half a surrogate pair or a huge number: the standard library writes those too.
+            return json.dumps(line, default=str)
 
 
 class TextFormatter(logging.Formatter):
@@ -51,6 +59,7 @@ class TextFormatter(logging.Formatter):
         line = f"{time} {record.levelname:<7} {record.name}: {record.getMessage()}"
         if fields:
             line = f"{line}  [{fields}]"
+        line = line.translate(_CONTROLS)
         if record.exc_info:
             line = f"{line}\n{self.formatException(record.exc_info)}"
         return line

@@ -165,7 +165,7 @@ class AgentMetrics:
 
 
 class MetricsServer:
-    """Shows a registry at `/metrics` of an HTTP port of its own. It works in threads, so that the event loop never waits."""
+    """Shows a registry at `/metrics` of an HTTP port of its own, from threads: the event loop never waits for it."""
 
     def __init__(self, registry: CollectorRegistry, host: str = "127.0.0.1", port: int = 0) -> None:
         """Opens the port.

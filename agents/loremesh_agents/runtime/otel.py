@@ -1,9 +1,9 @@
 """OpenTelemetry spans around calls, on both sides. Imported only when an endpoint is configured.
 
-The spans are made here and not by opentelemetry-instrumentation-grpc. Its wrappers of streams are async generators: on the
-server one that is cancelled while gRPC writes is left suspended, with its span and all that runs inside it, until the
-garbage collector comes; on the client one whose consumer leaves never ends its span. And it knows the final status only of
-calls that end by `context.abort`. With OpenTelemetry's own API all of that is right by construction.
+The spans are made here and not by opentelemetry-instrumentation-grpc. Its wrappers of streams are async generators: on
+the server one that is cancelled while gRPC writes is left suspended, with its span and all that runs inside it, until
+the garbage collector comes; on the client one whose consumer leaves never ends its span. And it knows the final status
+only of calls that end by `context.abort`. With OpenTelemetry's own API all of that is right by construction.
 """
 
 import asyncio
@@ -46,7 +46,8 @@ class OpenTelemetry:
 
         Args:
             processor: Takes the spans that have ended.
-            sample_ratio: Share of the traces that begin here which is recorded; what began elsewhere follows its parent.
+            sample_ratio: Share of the traces that begin here which is recorded; what began elsewhere follows its
+                parent.
         """
         self._processor = processor
         self._sample_ratio = sample_ratio

@@ -67,7 +67,8 @@ class TransportOptions:
         keepalive_time: Silence after which the server asks whether the client is there.
         keepalive_timeout: How long it waits for the answer.
         min_ping_interval: How often clients may ask the same.
-        max_connection_age: Age at which a connection is closed gracefully, so that clients find new replicas; None for never.
+        max_connection_age: Age at which a connection is closed gracefully, so that clients find new replicas; None for
+            never.
         max_connection_age_grace: How long calls on such a connection may go on.
     """
 
@@ -168,8 +169,8 @@ class Service:
 class AgentServer:
     """The server of one agent. A process may have several.
 
-    Its life is: construct, `bind`, `start`, `announce_stop`, `stop`. It is not ready before `start` returns and its hard
-    dependencies answer.
+    Its life is: construct, `bind`, `start`, `announce_stop`, `stop`. It is not ready before `start` returns and its
+    hard dependencies answer.
 
     Attributes:
         agent: Name of the agent.
@@ -280,7 +281,8 @@ class AgentServer:
     async def stop(self, grace: float) -> None:
         """Refuses new calls, waits for those in flight, and closes.
 
-        Calls that have not ended in time are ended with the error Draining. Called again with less grace, it hurries up.
+        Calls that have not ended in time are ended with the error Draining. Called again with less grace, it hurries
+        up.
 
         Args:
             grace: Seconds for the calls in flight.

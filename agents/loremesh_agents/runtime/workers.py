@@ -1,8 +1,8 @@
 """Several worker processes behind one port, for agents that need more than one core.
 
-The supervisor reserves the port, starts the same command several times, passes signals on, and starts a worker anew that has
-ended by itself. The workers listen on the port with `reuse_port`, so that the kernel spreads connections over them. Their
-metrics go through files (prometheus_client's multiprocess mode), which the supervisor adds up and shows.
+The supervisor reserves the port, starts the same command several times, passes signals on, and starts a worker anew
+that has ended by itself. The workers listen on the port with `reuse_port`, so that the kernel spreads connections over
+them. Their metrics go through files (prometheus_client's multiprocess mode), which the supervisor adds up and shows.
 """
 
 import asyncio

@@ -1,6 +1,6 @@
 """Certificates for tests of TLS."""
 
-import datetime
+import datetime as dt
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,15 +47,15 @@ class Authority:
         issuer = x509.load_pem_x509_certificate(self.ca.cert_pem.bytes())
         issuer_key = serialization.load_pem_private_key(self.ca.private_key_pem.bytes(), None)
         key = ec.generate_private_key(ec.SECP256R1())
-        now = datetime.datetime.now(datetime.UTC)
+        now = dt.datetime.now(dt.UTC)
         certificate = (
             x509.CertificateBuilder()
             .subject_name(x509.Name([]))
             .issuer_name(issuer.subject)
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(hours=1))
-            .not_valid_after(now + datetime.timedelta(hours=1))
+            .not_valid_before(now - dt.timedelta(hours=1))
+            .not_valid_after(now + dt.timedelta(hours=1))
             .add_extension(
                 x509.SubjectAlternativeName(
                     [x509.UniformResourceIdentifier(name) if "://" in name else x509.DNSName(name) for name in names]

@@ -115,5 +115,9 @@ async def echo_all(requests: AsyncIterator[StringValue], _: Any) -> AsyncIterato
         yield request
 
 
+async def collect(messages: AsyncIterator[StringValue]) -> list[str]:
+    return [message.value async for message in messages]
+
+
 async def trailing(call: Any) -> dict[str, Any]:
     return dict(await call.trailing_metadata())

@@ -18,7 +18,7 @@ from loremesh_agents.runtime.context import (
     query_id_from,
 )
 
-from .support import serving, service, text
+from .support import service, serving, text
 
 
 def test_there_is_none_outside_a_call():

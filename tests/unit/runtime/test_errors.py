@@ -67,7 +67,9 @@ def details(status, cls):
 
 
 def test_every_reason_of_the_contract_has_a_class_and_an_example():
-    names = {name.removeprefix("ERROR_REASON_") for name in error_reason_pb2.ErrorReason.keys()} - {"UNSPECIFIED"}
+    names = {name.removeprefix("ERROR_REASON_") for name in error_reason_pb2.ErrorReason.DESCRIPTOR.values_by_name} - {
+        "UNSPECIFIED"
+    }
     assert names == set(domain.ERRORS_BY_REASON)
     assert names == {error.reason for error, _ in EXAMPLES}
 

@@ -1,5 +1,8 @@
 """HTML: the main content of a page."""
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# The driver's types are partly unknown; what it returns is checked where it enters.
+
 import re
 from typing import Any
 

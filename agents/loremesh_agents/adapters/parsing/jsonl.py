@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from loremesh_agents.adapters.parsing.content import Content, UnreadableError, decode
 from loremesh_agents.domain.document import Section
@@ -32,11 +32,12 @@ def parse(data: bytes, charset: str) -> Iterator[Line]:
             continue
         document_id = ""
         try:
-            record = json.loads(line)
+            record: Any = json.loads(line)
             if not isinstance(record, dict):
                 raise UnreadableError(f"line {number} is no JSON object")
-            document_id = _text(record, "_id", number)[:_LONGEST_ID]
-            yield Line(number, document_id, _content(record, number))
+            fields = cast("dict[str, Any]", record)
+            document_id = _text(fields, "_id", number)[:_LONGEST_ID]
+            yield Line(number, document_id, _content(fields, number))
         except (json.JSONDecodeError, RecursionError) as error:
             yield Line(number, document_id, UnreadableError(f"line {number} is no JSON: {error}"))
         except UnreadableError as error:
@@ -44,14 +45,14 @@ def parse(data: bytes, charset: str) -> Iterator[Line]:
 
 
 def _content(record: dict[str, Any], number: int) -> Content:
-    metadata = record.get("metadata") or {}
+    metadata: Any = record.get("metadata") or {}
     if not isinstance(metadata, dict):
         raise UnreadableError(f"line {number}: metadata must be an object")
     text = _text(record, "text", number, required=False)
     title = _text(record, "title", number, required=False)
     pairs = {
         str(key)[:128]: (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))[:1024]
-        for key, value in list(metadata.items())[:64]
+        for key, value in list(cast("dict[str, Any]", metadata).items())[:64]
         if value is not None
     }
     return Content(title[:_LONGEST_TITLE], (Section(text),) if text.strip() else (), pairs)

@@ -67,7 +67,7 @@ class FileParser:
         """See the port."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         if self._processes is not None:
-            self._processes.stop()
+            self._processes.stop()  # type: ignore[no-untyped-call]  # it has no types
             await asyncio.to_thread(self._processes.join)
 
     async def _in_thread(self, work: Callable[[_First, str], _Result], first: _First, charset: str) -> _Result:

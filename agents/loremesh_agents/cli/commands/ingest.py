@@ -1,5 +1,6 @@
 """`loremesh ingest`."""
 
+import asyncio
 from pathlib import Path
 
 import click
@@ -70,7 +71,7 @@ async def _ingest(
         if sync and not report.unread:
             deleted = await delete_vanished(channel, peer, collection, paths, report.seen)
     if failed is not None:
-        failed.write_text("".join(f"{path}\n" for path in report.failed_files))
+        await asyncio.to_thread(failed.write_text, "".join(f"{path}\n" for path in report.failed_files))
     if not as_json:
         click.echo(
             f"{report.created} new, {report.updated} changed, {report.unchanged} unchanged, {report.failed} failed"

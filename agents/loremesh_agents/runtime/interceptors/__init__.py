@@ -39,7 +39,7 @@ def in_order(
 ) -> Sequence[Interceptor]:
     """The interceptors of a server, outermost first.
 
-    Errors is outside of all that raise; telemetry and the access log are outside of errors, so that they see the final status.
-    The principal is known before a call is admitted, and nothing is read from the caller before that.
+    Errors is outside of all that raise; telemetry and the access log are outside of errors, so that they see the final
+    status. The principal is known before a call is admitted, and nothing is read from the caller before that.
     """
     return [telemetry, request_context, access_log, errors, authentication, admission, deadline, validation]

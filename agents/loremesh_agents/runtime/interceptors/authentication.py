@@ -39,7 +39,7 @@ class PeerTrust(enum.Enum):
     """The client certificate of the connection, checked by TLS."""
 
     SIDECAR = "sidecar"
-    """A sidecar that connects from this host and names, in `x-forwarded-client-cert`, the certificate that it has checked."""
+    """A sidecar on this host, which names in `x-forwarded-client-cert` the certificate that it has checked."""
 
     SOCKET = "socket"
     """A connection over a Unix socket: for agents of one user that keep their sockets in a folder of that user."""

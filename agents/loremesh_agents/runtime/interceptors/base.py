@@ -15,7 +15,7 @@ class Interceptor(Protocol):
     async def intercept(self, call: ServerCall, proceed: Proceed) -> None:
         """Serves the call by awaiting `proceed(call)` once, or raises instead.
 
-        It runs once a call, whatever the method's shape, in the task in which the whole call runs: a cancel, a deadline and
-        an error all arrive here as exceptions from `proceed`, in order, innermost first.
+        It runs once a call, whatever the method's shape, in the task in which the whole call runs: a cancel, a deadline
+        and an error all arrive here as exceptions from `proceed`, in order, innermost first.
         """
         ...

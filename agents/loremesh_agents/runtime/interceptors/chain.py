@@ -1,9 +1,10 @@
 """Runs every call of a server through the interceptors.
 
 All of a call runs in one coroutine: the interceptors are nested around a loop that takes messages from the servicer and
-writes them. An async generator for each interceptor, as is usual, would cost every message a step through each of them; worse,
-a call that is cancelled while gRPC writes would leave those generators suspended, and their `finally` blocks to the garbage
-collector. Here a cancel arrives inside, wherever the call is, and everything is in order when its task ends.
+writes them. An async generator for each interceptor, as is usual, would cost every message a step through each of them;
+worse, a call that is cancelled while gRPC writes would leave those generators suspended, and their `finally` blocks to
+the garbage collector. Here a cancel arrives inside, wherever the call is, and everything is in order when its task
+ends.
 """
 
 import asyncio
@@ -74,8 +75,8 @@ class Chain(grpc.aio.ServerInterceptor):
             await proceed(call)
             return call.response
 
-        # To gRPC each method takes a stream of requests, so that a single request too is read within the interceptors: within
-        # the deadline and the in-flight limit, and bytes that cannot be decoded are an error like others.
+        # To gRPC each method takes a stream of requests, so that a single request too is read within the interceptors:
+        # within the deadline and the in-flight limit, and bytes that cannot be decoded are an error like others.
         factory = (
             grpc.stream_stream_rpc_method_handler if method.response_streaming else grpc.stream_unary_rpc_method_handler
         )
@@ -122,7 +123,7 @@ async def _send_all(call: ServerCall, responses: AsyncGenerator[Message]) -> Non
 
 
 async def _begin(call: ServerCall) -> None:
-    """Sends the initial metadata: only now, because they settle for the caller that this attempt is not to be retried."""
+    """Sends the initial metadata: only now, because they tell the caller that this attempt is not to be retried."""
     if call.initial_metadata:
         try:
             await call.servicer_context.send_initial_metadata(call.initial_metadata)

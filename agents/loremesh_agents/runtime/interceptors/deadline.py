@@ -93,7 +93,8 @@ class DeadlineInterceptor:
 def _slack(seconds: float) -> float:
     """How long before the deadline a cancel still counts as its expiry.
 
-    A caller whose deadline passes resets the stream, and that looks like a cancel. It can come before our own deadline, since
-    gRPC rounds time-outs up by as much as one per cent when it sends them, and we began to count when the call arrived.
+    A caller whose deadline passes resets the stream, and that looks like a cancel. It can come before our own deadline,
+    since gRPC rounds time-outs up by as much as one per cent when it sends them, and we began to count when the call
+    arrived.
     """
     return 0.02 + 0.01 * seconds

@@ -16,7 +16,7 @@ _log = logging.getLogger(__name__)
 
 
 class ErrorsInterceptor:
-    """Answers domain errors with their status, and everything else with an incident id whose cause only the log knows."""
+    """Answers domain errors with their status, and the rest with an incident id whose cause only the log knows."""
 
     async def intercept(self, call: ServerCall, proceed: Proceed) -> None:
         """Serves the call and notes its final status code."""
@@ -44,8 +44,8 @@ class ErrorsInterceptor:
 def _is_cancelled() -> bool:
     """Whether this task is being cancelled.
 
-    Otherwise a CancelledError comes from something that the servicer waited for, and is a defect like another: gRPC would take
-    it for a cancel by the caller and never answer.
+    Otherwise a CancelledError comes from something that the servicer waited for, and is a defect like another: gRPC
+    would take it for a cancel by the caller and never answer.
     """
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
@@ -60,7 +60,8 @@ async def _abort(call: ServerCall, error: LoremeshError) -> NoReturn:
         # Not abort_with_status: wrappers of the context, OpenTelemetry's among them, see only abort.
         await call.servicer_context.abort(call.code, status.message, trailing_metadata)
     except grpc.aio.InternalError:
-        # The caller is gone. One that does not read keeps its status waiting here, when all else is cleaned up, until it leaves.
+        # The caller is gone. One that does not read keeps its status waiting here, when all else is cleaned up, until
+        # it leaves.
         raise asyncio.CancelledError from None
 
 

@@ -29,13 +29,14 @@ class ValidationInterceptor:
         """Serves the call.
 
         Raises:
-            InvalidRequest: To the reader of the requests; that is from `proceed`, unless the servicer does something about it.
+            InvalidRequest: To the reader of the requests; that is from `proceed`, unless the servicer does something
+                about it.
         """
         call.requests.check_with(self.check)
         await proceed(call)
 
     def check(self, message: Message) -> None:
-        """Checks a message. Takes 2 to 15 microseconds, and up to 100 for a message of 100 kB, so that it may run in the loop.
+        """Checks a message, in microseconds rather than milliseconds, so that it may be done in the event loop.
 
         Raises:
             InvalidRequest: It breaks rules; at most 16 are named.

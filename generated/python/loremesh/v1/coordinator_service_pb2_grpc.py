@@ -81,7 +81,8 @@ class CoordinatorServiceServicer:
     def PlanQuery(self, request, context):
         """Says what Ask would do, without doing it.
 
-        Fails with COLLECTION_NOT_FOUND, PEER_UNAVAILABLE. May be retried.
+        Asks no other agent, so it does not know whether the collections exist. Fails with NOT_IMPLEMENTED for a route that this build does not serve. May be
+        retried.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

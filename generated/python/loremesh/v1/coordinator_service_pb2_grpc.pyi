@@ -50,7 +50,8 @@ class CoordinatorServiceStub:
     PlanQuery: _grpc.UnaryUnaryMultiCallable[_coordinator_service_pb2.PlanQueryRequest, _coordinator_service_pb2.PlanQueryResponse]
     """Says what Ask would do, without doing it.
 
-    Fails with COLLECTION_NOT_FOUND, PEER_UNAVAILABLE. May be retried.
+    Asks no other agent, so it does not know whether the collections exist. Fails with NOT_IMPLEMENTED for a route that this build does not serve. May be
+    retried.
     """
 
 @_typing.type_check_only
@@ -75,7 +76,8 @@ class CoordinatorServiceAsyncStub(CoordinatorServiceStub):
     PlanQuery: _aio.UnaryUnaryMultiCallable[_coordinator_service_pb2.PlanQueryRequest, _coordinator_service_pb2.PlanQueryResponse]  # type: ignore[assignment]
     """Says what Ask would do, without doing it.
 
-    Fails with COLLECTION_NOT_FOUND, PEER_UNAVAILABLE. May be retried.
+    Asks no other agent, so it does not know whether the collections exist. Fails with NOT_IMPLEMENTED for a route that this build does not serve. May be
+    retried.
     """
 
 class CoordinatorServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -115,7 +117,8 @@ class CoordinatorServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_coordinator_service_pb2.PlanQueryResponse, _abc.Awaitable[_coordinator_service_pb2.PlanQueryResponse]]:
         """Says what Ask would do, without doing it.
 
-        Fails with COLLECTION_NOT_FOUND, PEER_UNAVAILABLE. May be retried.
+        Asks no other agent, so it does not know whether the collections exist. Fails with NOT_IMPLEMENTED for a route that this build does not serve. May be
+        retried.
         """
 
 def add_CoordinatorServiceServicer_to_server(servicer: CoordinatorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

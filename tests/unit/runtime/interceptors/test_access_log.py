@@ -9,7 +9,7 @@ from loremesh_agents.runtime.context import PRINCIPAL_KEY, QUERY_ID_KEY, encode_
 from loremesh_agents.runtime.logs import JsonFormatter
 from loremesh_agents.runtime.server import PeerTrust, ServerOptions
 
-from ..support import SERVICE, echo_all, serving, service, text, until
+from ..support import SERVICE, echo_all, service, serving, text, until
 
 
 @pytest.fixture

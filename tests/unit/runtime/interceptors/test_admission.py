@@ -8,7 +8,7 @@ from loremesh_agents.domain.errors import Draining, Overloaded
 from loremesh_agents.runtime.errors import from_rpc_error
 from loremesh_agents.runtime.server import ServerOptions
 
-from ..support import AGENT, SERVICE, serving, service, text, until
+from ..support import AGENT, SERVICE, service, serving, text, until
 
 
 async def test_a_full_agent_refuses_at_once_and_says_when_to_come_back():

@@ -10,7 +10,7 @@ from loremesh_agents.runtime.interceptors.authentication import CLIENT_CERTIFICA
 from loremesh_agents.runtime.server import PeerTrust, ServerOptions
 
 from ..certificates import Authority
-from ..support import AGENT, Stub, serving, service, text
+from ..support import AGENT, Stub, service, serving, text
 
 ADA = Principal("ada", frozenset({"staff", "legal"}))
 SENT = (PRINCIPAL_KEY, encode_principal(ADA))
@@ -124,7 +124,9 @@ async def test_a_sidecar_vouches_for_the_last_certificate_that_it_names(asked, h
     assert asked.peer == peer
 
 
-@pytest.mark.parametrize("header", ["", "By=spiffe://test/me;Hash=abc", 'Subject="URI=spiffe://test/fake"', ",,,", "URI="])
+@pytest.mark.parametrize(
+    "header", ["", "By=spiffe://test/me;Hash=abc", 'Subject="URI=spiffe://test/fake"', ",,,", "URI="]
+)
 async def test_a_sidecar_that_names_no_certificate_vouches_for_nobody(asked, header):
     async with serving(asked.service, ServerOptions(trust=PeerTrust.SIDECAR)) as running:
         await refused(running.stub, SENT, (CLIENT_CERTIFICATE_KEY, header))

@@ -5,7 +5,7 @@ import pytest
 
 from loremesh_agents.runtime.interceptors.chain import compose
 
-from ..support import echo, echo_all, serving, service, text, until
+from ..support import echo, echo_all, service, serving, text, until
 
 
 async def test_the_first_interceptor_is_the_outermost():

@@ -7,7 +7,7 @@ import pytest
 from loremesh_agents.domain import errors as domain
 from loremesh_agents.runtime.errors import DETAILS_KEY, from_rpc_error_for_user
 
-from ..support import AGENT, echo, serving, service, text, trailing
+from ..support import AGENT, collect, echo, service, serving, text, trailing
 
 
 async def failing(error, **shape):
@@ -25,8 +25,7 @@ async def failing(error, **shape):
             await running.stub.Unary(text())
         call = running.stub.Stream(text())
         with pytest.raises(grpc.aio.AioRpcError) as streamed:
-            async for message in call:
-                assert message.value == "first"
+            await collect(call)
         assert streamed.value.code() is seen.value.code()
         assert running.count("Unary", seen.value.code().name) == running.count("Stream", seen.value.code().name) == 1
         assert running.in_flight("Unary") == running.in_flight("Stream") == 0

@@ -5,7 +5,7 @@ from loremesh_agents.domain.errors import DocumentNotFound
 from loremesh_agents.domain.principal import ANONYMOUS
 from loremesh_agents.runtime.context import QUERY_ID_KEY, current
 
-from ..support import AGENT, SERVICE, serving, service, text, trailing
+from ..support import AGENT, SERVICE, service, serving, text, trailing
 
 
 async def test_the_callers_query_id_comes_back_with_the_response():

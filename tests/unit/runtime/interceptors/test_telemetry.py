@@ -5,7 +5,7 @@ import pytest
 
 from loremesh_agents.domain.errors import DocumentNotFound
 
-from ..support import AGENT, SERVICE, echo, echo_all, serving, service, text, until
+from ..support import AGENT, SERVICE, echo, echo_all, service, serving, text, until
 
 
 async def test_calls_are_counted_and_timed():

@@ -1,8 +1,8 @@
 import grpc
 import pytest
-from buf.validate import validate_pb2
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
+from buf.validate import validate_pb2
 from loremesh_agents.domain.errors import InvalidRequest
 from loremesh_agents.runtime.errors import from_rpc_error_for_user
 from loremesh_agents.runtime.interceptors.validation import ValidationInterceptor

@@ -3,7 +3,7 @@
 import asyncio
 import sqlite3
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -28,7 +28,7 @@ _CACHE_KIB = 32 * 1024
 
 
 @contextmanager
-def translated_errors() -> Iterator[None]:
+def translated_errors() -> Generator[None]:
     """Turns SQLite's errors into domain errors.
 
     Raises:
@@ -146,6 +146,8 @@ class Connections:
     async def _run(self, connection: sqlite3.Connection, work: Callable[[], _Result], deadline: Deadline) -> _Result:
         if self._closed:
             raise BackendUnavailable(BACKEND)
+        if deadline.expired:
+            raise BudgetExhausted("graph store", "query")
 
         def supervised() -> _Result:
             connection.set_progress_handler(lambda: time.monotonic() >= deadline.at, _STEPS_BETWEEN_CHECKS)

@@ -75,11 +75,8 @@ class Visibility:
         """The condition, led by AND, on a column that holds a passage's id; with its parameters."""
         if not self.condition:
             return "", ()
-        return (
-            f" AND EXISTS (SELECT 1 FROM passage vp JOIN document d ON d.id = vp.document WHERE vp.id = {column}"
-            f" AND {self.condition})",
-            self.parameters,
-        )
+        documents = "SELECT 1 FROM passage vp JOIN document d ON d.id = vp.document"
+        return f" AND EXISTS ({documents} WHERE vp.id = {column} AND {self.condition})", self.parameters
 
 
 class SqliteSnapshot:
@@ -238,7 +235,8 @@ class SqliteSnapshot:
     ) -> dict[str, EntityStatistics]:
         condition, parameters = self._visibility.passage("t.passage")
         found: dict[str, EntityStatistics] = {}
-        for entity, key, mentions, titles in rows:
+        for entity, key, mention_count, title_count in rows:
+            mentions, titles = mention_count, title_count
             name = key
             if titles:
                 (written,) = connection.execute(
@@ -250,7 +248,8 @@ class SqliteSnapshot:
             other = found.get(key)
             if other is not None:
                 name = min(name, other.name)
-                mentions, titles = mentions + other.mention_count, titles + other.title_count
+                mentions += other.mention_count
+                titles += other.title_count
             found[key] = EntityStatistics(key, name, mentions, titles)
         return found
 

@@ -230,13 +230,16 @@ class SqliteGraphStore:
                 ).fetchall()
             finally:
                 connection.execute("ROLLBACK")
-            vectors = np.frombuffer(b"".join(vector for _, vector in rows), dtype="<f4").reshape(len(rows), -1)
+            vectors = np.zeros((0, 0), dtype=np.float32)
+            if rows:
+                joined = np.frombuffer(b"".join(vector for _, vector in rows), dtype="<f4")
+                vectors = joined.reshape(len(rows), -1).astype(np.float32)
             return VectorChanges(
                 collection_uid=newest.collection_uid,
                 revision=last,
                 removed=tuple(PassageRef(ref) for (ref,) in removed),
                 added=tuple(PassageRef(ref) for ref, _ in rows),
-                vectors=vectors.astype(np.float32) if rows else np.zeros((0, 0), dtype=np.float32),
+                vectors=vectors,
                 more=last < newest.revision,
             )
 

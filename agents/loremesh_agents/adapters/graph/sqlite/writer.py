@@ -62,9 +62,7 @@ class Writer:
 
     def write(self, documents: Sequence[DocumentWrite], embedding_model: str) -> tuple[WriteResult, ...]:
         """Writes documents in order."""
-        results: list[WriteResult] = []
-        for document in documents:
-            results.append(self._write(document, embedding_model))
+        results = [self._write(document, embedding_model) for document in documents]
         self._finish()
         return tuple(results)
 
@@ -376,7 +374,7 @@ class Writer:
                 self._mention(entity, ref, TITLED)
 
     def _apply_entity_counts(self) -> None:
-        changed = [entity for entity in {*self.mention_changes, *self.title_changes}]
+        changed = list({*self.mention_changes, *self.title_changes})
         self.connection.executemany(
             "UPDATE entity SET mention_count = mention_count + ?, title_count = title_count + ? WHERE id = ?",
             [(self.mention_changes[entity], self.title_changes[entity], entity) for entity in changed],

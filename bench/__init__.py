@@ -1,0 +1,1 @@
+"""Benchmarks and evaluation; never imported by the product."""

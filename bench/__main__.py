@@ -1,0 +1,32 @@
+"""`python -m bench NAME [--data DIR] [options]`: runs one benchmark; the last line of its output is one JSON object."""
+
+import argparse
+import importlib
+import json
+import sys
+from pathlib import Path
+
+BENCHMARKS = {
+    "retrieval": "quality and time of the retriever on a data set in BEIR layout",
+}
+"""Modules of this package by name, with what they measure. Each has `add_arguments(parser)` and `run(arguments) -> dict`."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    names = parser.add_subparsers(dest="name", required=True, metavar="NAME")
+    # A benchmark's module and what it imports are loaded only when it is chosen.
+    chosen = next((argument for argument in sys.argv[1:] if not argument.startswith("-")), "")
+    for name, purpose in BENCHMARKS.items():
+        subparser = names.add_parser(name, help=purpose, description=purpose)
+        if name == chosen:
+            subparser.add_argument("--data", type=Path, help="Folder of the data set.")
+            importlib.import_module(f"bench.{name}").add_arguments(subparser)
+    arguments = parser.parse_args()
+    figures = importlib.import_module(f"bench.{arguments.name}").run(arguments)
+    print(json.dumps(figures))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,429 @@
+"""What every graph store does."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from loremesh_agents.adapters.graph.sqlite import SqliteGraphStore
+from loremesh_agents.domain.deadline import Deadline
+from loremesh_agents.domain.document import Link, Outcome
+from loremesh_agents.domain.errors import (
+    BudgetExhausted,
+    CollectionNotFound,
+    CollectionRecreated,
+    ConfigurationError,
+    DocumentNotFound,
+    EmbeddingMismatch,
+    RevisionNotReached,
+    StorageFull,
+)
+from loremesh_agents.domain.filter import EVERYTHING, Condition, MetadataFilter
+from loremesh_agents.domain.principal import ANONYMOUS, Principal
+from loremesh_agents.domain.revision import LATEST, CollectionRevision, Consistency
+from loremesh_agents.ports.graph import GraphStore
+from tests.documents import document, soon, write, writes
+
+ADA = document("ada", "Ada Lovelace", "Ada Lovelace wrote notes on the Analytical Engine while Charles Babbage was abroad.")
+ENGINE = document("engine", "Analytical Engine", "The Analytical Engine was designed by Charles Babbage in London.")
+LONDON = document("london", "London", "London is the capital of England.")
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[GraphStore]:
+    opened = SqliteGraphStore(tmp_path / "graph.db")
+    yield opened
+    await opened.close()
+
+
+async def put(store: GraphStore, *documents: object, collection: str = "c") -> CollectionRevision:
+    revision, _ = await store.write(collection, writes(*documents), embedding_model="", deadline=soon())  # type: ignore[arg-type]
+    return revision
+
+
+def view(store: GraphStore, *, principal: Principal = ANONYMOUS, kept: MetadataFilter = EVERYTHING, consistency: Consistency = LATEST):
+    return store.snapshot(["c"], principal=principal, filter=kept, consistency=consistency, deadline=soon())
+
+
+async def linked_ids(store: GraphStore, key: str, **options: object) -> dict[str, float]:
+    async with view(store, **options) as snapshot:  # type: ignore[arg-type]
+        found = await snapshot.link([key], title_limit=10, deadline=soon())
+        passages = await snapshot.fetch([edge.passage for edge in found.titles], deadline=soon())
+        return {passages[edge.passage].document_id: edge.weight for edge in found.titles}
+
+
+async def reached_ids(store: GraphStore, key: str, **options: object) -> set[str]:
+    async with view(store, **options) as snapshot:  # type: ignore[arg-type]
+        found = await snapshot.expand(
+            [], [], entities=[key], known=(), mention_limit=60, title_limit=10, deadline=soon()
+        )
+        refs = [edge.passage for edge in found.mentions]
+        return {passage.document_id for passage in (await snapshot.fetch(refs, deadline=soon())).values()}
+
+
+async def test_a_written_document_is_there_whole(store: GraphStore) -> None:
+    revision, results = await store.write("c", writes(ADA, ENGINE), embedding_model="", deadline=soon())
+    assert revision.revision == 1
+    assert [result.outcome for result in results] == [Outcome.CREATED, Outcome.CREATED]
+    collection = await store.collection("c", deadline=soon())
+    assert (collection.document_count, collection.passage_count) == (2, 2)
+    _, summary, passages = await store.document(
+        "c", "ada", principal=ANONYMOUS, first_passage=0, passage_limit=10, deadline=soon()
+    )
+    assert summary.title == "Ada Lovelace"
+    assert passages[0].text == ADA.sections[0].text
+    assert passages[0].passage_id == "ada#0"
+
+
+async def test_the_same_content_is_unchanged_and_makes_no_revision(store: GraphStore) -> None:
+    await put(store, ADA)
+    revision, results = await store.write("c", writes(ADA), embedding_model="", deadline=soon())
+    assert results[0].outcome is Outcome.UNCHANGED
+    assert revision.revision == 1
+
+
+async def test_an_older_source_version_never_comes_back(store: GraphStore) -> None:
+    await put(store, replace(ADA, source_version=5))
+    older = replace(document("ada", "Ada", "Old text about her."), source_version=4)
+    _, results = await store.write("c", writes(older), embedding_model="", deadline=soon())
+    assert results[0].outcome is Outcome.STALE
+    await store.delete_documents("c", ["ada"], deadline=soon())
+    _, results = await store.write("c", writes(older), embedding_model="", deadline=soon())
+    assert results[0].outcome is Outcome.STALE
+    _, results = await store.write("c", writes(replace(ADA, source_version=6)), embedding_model="", deadline=soon())
+    assert results[0].outcome is Outcome.CREATED
+
+
+async def test_titles_and_mentions_are_found(store: GraphStore) -> None:
+    await put(store, ADA, ENGINE)
+    assert await linked_ids(store, "analytical engine") == {"engine": 1.0}
+    assert await reached_ids(store, "charles babbage") == {"ada", "engine"}
+
+
+async def test_a_new_title_links_old_passages_and_a_deleted_one_unlinks_them(store: GraphStore) -> None:
+    lower = document("notes", "Notes", "she studied the difference engine with care, and more.")
+    await put(store, lower)
+    assert await reached_ids(store, "difference engine") == set()
+    await put(store, document("de", "Difference engine", "A machine."))
+    assert "notes" in await reached_ids(store, "difference engine")
+    await store.delete_documents("c", ["de"], deadline=soon())
+    assert await reached_ids(store, "difference engine") == set()
+
+
+async def test_deleting_everything_leaves_nothing(store: GraphStore) -> None:
+    await put(store, ADA, ENGINE, LONDON)
+    _, deleted = await store.delete_documents("c", ["ada", "engine", "london", "never there"], deadline=soon())
+    assert deleted == 3
+    collection = await store.collection("c", deadline=soon())
+    assert (collection.document_count, collection.passage_count, collection.entity_count) == (0, 0, 0)
+    async with view(store) as snapshot:
+        statistics = await snapshot.statistics(["london", "the"], deadline=soon())
+    assert statistics.passage_count == 0
+    assert set(statistics.document_frequencies.values()) == {0}
+
+
+async def test_changes_are_reported_in_order_with_deletes(store: GraphStore) -> None:
+    await put(store, ADA)
+    await put(store, ENGINE)
+    await store.delete_documents("c", ["ada"], deadline=soon())
+    reached, changes = await store.changes("c", after_revision=0, limit=10, deadline=soon())
+    assert reached.revision == 3
+    assert [(change.document_id, change.document is None) for change in changes] == [("engine", False), ("ada", True)]
+    reached, changes = await store.changes("c", after_revision=0, limit=1, deadline=soon())
+    assert (reached.revision, [change.document_id for change in changes]) == (2, ["engine"])
+
+
+async def test_a_hidden_document_appears_nowhere(store: GraphStore) -> None:
+    secret = document("secret", "Analytical Engine", "Charles Babbage hid plans.", readers=frozenset({"staff"}))
+    await put(store, ADA, secret)
+    staff = Principal("s", frozenset({"staff"}))
+    assert await linked_ids(store, "analytical engine") == {}
+    assert set(await linked_ids(store, "analytical engine", principal=staff)) == {"secret"}
+    assert await reached_ids(store, "charles babbage") == {"ada"}
+    assert await reached_ids(store, "charles babbage", principal=staff) == {"ada", "secret"}
+    async with view(store, principal=staff) as snapshot:
+        located = await snapshot.locate([("c", "secret#0")], deadline=soon())
+    async with view(store) as snapshot:
+        assert await snapshot.locate([("c", "secret#0")], deadline=soon()) == {}
+        refs = list(located.values())
+        assert await snapshot.fetch(refs, deadline=soon()) == {}
+        assert (await snapshot.features(refs, ["plans"], deadline=soon())).refs == ()
+        expansion = await snapshot.expand(
+            refs, [], entities=(), known=(), mention_limit=60, title_limit=5, deadline=soon()
+        )
+        assert expansion.seed_mentions == ()
+    with pytest.raises(DocumentNotFound):
+        await store.document("c", "secret", principal=ANONYMOUS, first_passage=0, passage_limit=1, deadline=soon())
+
+
+async def test_a_hidden_title_does_not_join_what_is_visible(store: GraphStore) -> None:
+    first = document("one", "One", "they used the quiet protocol here.")
+    second = document("two", "Two", "we know the quiet protocol too.")
+    secret = document("secret", "Quiet protocol", "Nothing.", readers=frozenset({"staff"}))
+    await put(store, first, second, secret)
+    assert await reached_ids(store, "quiet protocol") == set()
+    staff = Principal("s", frozenset({"staff"}))
+    assert {"one", "two"} <= await reached_ids(store, "quiet protocol", principal=staff)
+
+
+async def test_filters_keep_documents_by_metadata(store: GraphStore) -> None:
+    await put(
+        store,
+        document("a", "Engine", "Text a.", metadata={"lang": "en"}),
+        document("b", "Engine", "Text b.", metadata={"lang": "de"}),
+    )
+    german = MetadataFilter((Condition("lang", frozenset({"de", "fr"})),))
+    assert set(await linked_ids(store, "engine", kept=german)) == {"b"}
+
+
+async def test_links_lead_to_documents_by_uri_or_id(store: GraphStore) -> None:
+    source = document("s", "Source", "See the target.", links=(Link("https://example.org/t"), Link("u")))
+    await put(store, source, document("t", "Target", "Here.", uri="https://example.org/t"), document("u", "Other", "There."))
+    async with view(store) as snapshot:
+        seeds = list((await snapshot.locate([("c", "s#0")], deadline=soon())).values())
+        found = await snapshot.expand(
+            seeds, [], entities=(), known=(), mention_limit=60, title_limit=5, deadline=soon()
+        )
+        targets = await snapshot.fetch([edge.target for edge in found.references], deadline=soon())
+    assert {passage.document_id for passage in targets.values()} == {"t", "u"}
+    assert {edge.in_degree for edge in found.references} == {1}
+
+
+async def test_statistics_and_features_are_exact(store: GraphStore) -> None:
+    await put(store, LONDON, document("x", "X", "London London bridge"))
+    async with view(store) as snapshot:
+        statistics = await snapshot.statistics(["london", "bridge", "nowhere"], deadline=soon())
+        assert statistics.document_frequencies == {"london": 2, "bridge": 1, "nowhere": 0}
+        refs = (await snapshot.locate([("c", "x#0")], deadline=soon())).values()
+        features = await snapshot.features(refs, ["london", "bridge", "nowhere"], deadline=soon())
+    assert features.passage_ids == ("c/x#0",)
+    assert features.term_frequencies.tolist() == [[2, 1, 0]]
+    assert features.lengths.tolist() == [4]
+
+
+async def test_vectors_come_back_exactly_and_changes_replay_to_the_final_set(store: GraphStore) -> None:
+    def with_vector(found, *values: float):
+        made = write(found)
+        return replace(made, passages=tuple(replace(p, vector=np.array(values, np.float32)) for p in made.passages))
+
+    await store.write("c", [with_vector(ADA, 1, 0), with_vector(ENGINE, 0, 1)], embedding_model="m", deadline=soon())
+    first = await store.vector_changes("c", after_revision=0, limit=100, deadline=soon())
+    assert first.vectors.tolist() == [[1, 0], [0, 1]]
+    await store.delete_documents("c", ["ada"], deadline=soon())
+    second = await store.vector_changes("c", after_revision=first.revision, limit=100, deadline=soon())
+    assert (second.removed, second.added, second.more) == ((first.added[0],), (), False)
+    with pytest.raises(EmbeddingMismatch):
+        await store.write("c", writes(LONDON), embedding_model="other", deadline=soon())
+
+
+async def test_every_string_may_hold_anything(store: GraphStore) -> None:
+    evil = "x'; DROP TABLE document; -- \" OR 1=1 \\ % _ ) { } $ \u0301\U0001f600 日本"
+    found = replace(
+        document("id " + evil, "Title " + evil, "Text " + evil, metadata={evil[:100]: evil}, readers=frozenset({evil})),
+        uri=evil,
+        aliases=(evil,),
+    )
+    revision = await put(store, found)
+    member = Principal("p", frozenset({evil}))
+    kept = MetadataFilter((Condition(evil[:100], frozenset({evil})),))
+    async with view(store, principal=member, kept=kept, consistency=Consistency({"c": revision})) as snapshot:
+        located = await snapshot.locate([("c", f"id {evil}#0")], deadline=soon())
+        assert len(located) == 1
+        await snapshot.link([evil, '"', "*", "a OR b", "NEAR(a)"], title_limit=5, deadline=soon())
+        await snapshot.statistics([evil, '"'], deadline=soon())
+        passage = next(iter((await snapshot.fetch(list(located.values()), deadline=soon())).values()))
+    assert passage.metadata == {evil[:100]: evil}
+    await store.delete_documents("c", ["id " + evil], deadline=soon())
+    assert (await store.collection("c", deadline=soon())).entity_count == 0
+
+
+async def test_a_snapshot_stays_what_it_is_while_others_write(store: GraphStore) -> None:
+    await put(store, ADA)
+    async with view(store) as snapshot:
+        before = await snapshot.statistics(["london"], deadline=soon())
+        await put(store, LONDON)
+        assert await snapshot.statistics(["london"], deadline=soon()) == before
+        assert snapshot.revisions[0].revision == 1
+    async with view(store) as snapshot:
+        assert snapshot.revisions[0].revision == 2
+
+
+async def test_a_read_waits_for_the_revision_that_it_needs(store: GraphStore) -> None:
+    first = await put(store, ADA)
+    needed = replace(first, revision=2)
+
+    async def read() -> int:
+        async with view(store, consistency=Consistency({"c": needed})) as snapshot:
+            return snapshot.revisions[0].revision
+
+    reading = asyncio.create_task(read())
+    await put(store, ENGINE)
+    assert await reading == 2
+    never = Consistency({"c": replace(first, revision=99)})
+    with pytest.raises(RevisionNotReached):
+        async with store.snapshot(
+            ["c"], principal=ANONYMOUS, filter=EVERYTHING, consistency=never, deadline=Deadline.after(0.1)
+        ):
+            pass
+
+
+async def test_a_collection_made_anew_has_another_uid(store: GraphStore) -> None:
+    first = await put(store, ADA)
+    assert await store.delete_collection("c", deadline=soon())
+    assert not await store.delete_collection("c", deadline=soon())
+    with pytest.raises(CollectionNotFound):
+        await store.collection("c", deadline=soon())
+    second = await put(store, ADA)
+    assert second.collection_uid != first.collection_uid
+    with pytest.raises(CollectionRecreated):
+        async with view(store, consistency=Consistency({"c": first})):
+            pass
+
+
+async def test_collections_are_listed_in_order_by_pages(store: GraphStore) -> None:
+    for name in ("b", "a", "c"):
+        await put(store, ADA, collection=name)
+    first = await store.collections(after="", limit=2, deadline=soon())
+    rest = await store.collections(after=first[-1].name, limit=2, deadline=soon())
+    assert [entry.name for entry in (*first, *rest)] == ["a", "b", "c"]
+
+
+async def test_a_watcher_sees_revisions_rise(store: GraphStore) -> None:
+    await put(store, ADA)
+    watcher = store.watch("c", after_revision=0)
+    assert (await anext(watcher)).revision == 1
+    await put(store, ENGINE)
+    assert (await anext(watcher)).revision == 2
+    await watcher.aclose()  # type: ignore[attr-defined]
+
+
+async def test_a_passed_deadline_stops_the_query(store: GraphStore) -> None:
+    await put(store, ADA)
+    with pytest.raises(BudgetExhausted):
+        async with store.snapshot(
+            ["c"], principal=ANONYMOUS, filter=EVERYTHING, consistency=LATEST, deadline=Deadline.after(-1)
+        ):
+            pass
+    assert (await store.collection("c", deadline=soon())).document_count == 1
+
+
+async def test_concurrent_writers_lose_nothing(store: GraphStore) -> None:
+    async with asyncio.TaskGroup() as group:
+        for number in range(20):
+            group.create_task(put(store, document(f"d{number}", f"Title {number}", f"Charles Babbage, text {number}.")))
+    collection = await store.collection("c", deadline=soon())
+    assert (collection.document_count, collection.revision) == (20, 20)
+    assert len(await reached_ids(store, "charles babbage")) == 20
+
+
+async def test_another_process_sees_what_is_committed(store: GraphStore, tmp_path: Path) -> None:
+    other = SqliteGraphStore(tmp_path / "graph.db")
+    try:
+        revision = await put(store, ADA)
+        assert await other.revision("c", deadline=soon()) == revision
+    finally:
+        await other.close()
+
+
+async def test_a_full_store_is_said_and_goes_on_reading(tmp_path: Path) -> None:
+    store = SqliteGraphStore(tmp_path / "graph.db")
+    try:
+        await put(store, ADA)
+
+        def limit(connection) -> None:
+            (pages,) = connection.execute("PRAGMA page_count").fetchone()
+            connection.execute(f"PRAGMA max_page_count = {pages}")
+
+        # The pragma holds for the connection that writes.
+        limit(store.connections._writer)
+        long = document("big", "Big", "word " * 280)
+        with pytest.raises(StorageFull):
+            for number in range(200):
+                await put(store, replace(long, document_id=f"big{number}"))
+        assert (await store.collection("c", deadline=soon())).document_count >= 1
+        assert await linked_ids(store, "ada lovelace") == {"ada": 1.0}
+    finally:
+        await store.close()
+
+
+def test_a_file_of_another_version_is_refused_by_name(tmp_path: Path) -> None:
+    import sqlite3
+
+    path = tmp_path / "graph.db"
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    with pytest.raises(ConfigurationError, match=r"graph\.db.*version 99"):
+        SqliteGraphStore(path)
+
+
+NAMES = ("Ada", "Analytical Engine", "quiet protocol", "London Bridge", "The", "object.__exit__")
+TEXTS = (
+    "Ada met Babbage near London Bridge.",
+    "the analytical engine and the quiet protocol were new.",
+    "London Bridge fell. Ada wrote object.__exit__ there.",
+    "The quiet protocol of the Analytical Engine Company.",
+)
+
+
+async def graph_of(store: SqliteGraphStore) -> dict[str, object]:
+    """All that is visible of the graph, in names instead of handles."""
+    connection = store.connections._writer
+    passages = {
+        ref: f"{document}#{ordinal}"
+        for ref, document, ordinal in connection.execute(
+            "SELECT p.id, d.document_id, p.ordinal FROM passage p JOIN document d ON d.id = p.document"
+        )
+    }
+    entities = connection.execute("SELECT id, key, mention_count, title_count FROM entity").fetchall()
+    keys = {row: key for row, key, _, _ in entities}
+    terms = connection.execute(
+        "SELECT t.term, s.passage_count FROM term_statistics s JOIN term t ON t.id = s.term"
+    ).fetchall()
+    return {
+        "entities": {key: counts for _, key, *counts in entities},
+        "mentions": {(keys[e], passages[p], k) for e, p, k in connection.execute("SELECT * FROM mention")},
+        "titles": {(keys[e], passages[p], w) for e, p, w, _ in connection.execute("SELECT * FROM title")},
+        "terms": dict(terms),
+        "counts": connection.execute(
+            "SELECT document_count, passage_count, entity_count, term_total FROM collection"
+        ).fetchall(),
+    }
+
+
+operations = st.lists(
+    st.one_of(
+        st.tuples(st.just("put"), st.sampled_from("abcd"), st.sampled_from(NAMES), st.sampled_from(TEXTS)),
+        st.tuples(st.just("delete"), st.sampled_from("abcd"), st.none(), st.none()),
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=operations)
+async def test_any_history_ends_in_the_graph_of_a_bulk_load(steps: list, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("graphs")
+    stepwise = SqliteGraphStore(folder / "stepwise.db")
+    bulk = SqliteGraphStore(folder / "bulk.db")
+    try:
+        final: dict[str, object] = {}
+        await put(stepwise, ADA)
+        for kind, name, title, text in steps:
+            if kind == "put":
+                final[name] = document(name, title, text)
+                await put(stepwise, final[name])
+            else:
+                final.pop(name, None)
+                await stepwise.delete_documents("c", [name], deadline=soon())
+        await put(bulk, ADA, *final.values())
+        assert await graph_of(stepwise) == await graph_of(bulk)
+    finally:
+        await stepwise.close()
+        await bulk.close()
