@@ -1,7 +1,7 @@
 # Everything that a developer does. A fresh machine needs Python 3.11 and make; `check` and `generate` need Node.js and Go as well, `test-clients` Go.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test check generate tools test-clients bench constraints clean
+.PHONY: help install demo test check generate test-clients bench tools constraints clean
 
 PYTHON ?= python3
 VENV := .venv

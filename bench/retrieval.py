@@ -178,7 +178,9 @@ async def _ask(channel: grpc.aio.Channel, question: str) -> Answer:
                 documents.setdefault(response.evidence.passage.document_id)
             else:
                 inside = next(
-                    timing.duration.ToNanoseconds() / 1e9 for timing in response.completion.timings if timing.stage == "total"
+                    timing.duration.ToNanoseconds() / 1e9
+                    for timing in response.completion.timings
+                    if timing.stage == "total"
                 )
     return Answer(tuple(documents), time.perf_counter() - began, inside)
 
@@ -193,6 +195,16 @@ def _write_failures(path: Path, queries: Sequence[Query], answers: Sequence[Answ
         for query, answer in zip(queries, answers, strict=True):
             missing = [document for document in query.relevant if document not in answer.documents[:5]]
             if missing:
-                ranks = {document: answer.documents.index(document) + 1 for document in missing if document in answer.documents}
-                row = {"question": query.text, "kind": query.kind, "missing": missing, "ranks": ranks, "first": answer.documents[:5]}
+                ranks = {
+                    document: answer.documents.index(document) + 1
+                    for document in missing
+                    if document in answer.documents
+                }
+                row = {
+                    "question": query.text,
+                    "kind": query.kind,
+                    "missing": missing,
+                    "ranks": ranks,
+                    "first": answer.documents[:5],
+                }
                 out.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -3,6 +3,11 @@
 import os
 
 import pytest
+from hypothesis import settings
+
+# Machines that run tests are shared and slow now and then; pytest's timeout catches what hangs.
+settings.register_profile("loremesh", deadline=None, print_blob=True)
+settings.load_profile("loremesh")
 
 
 @pytest.fixture(autouse=True)

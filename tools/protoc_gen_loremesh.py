@@ -27,7 +27,7 @@ def generate(files: FileDescriptorSet, names: Sequence[str]) -> dict[str, str]:
         RuntimeError: protoc refused; the message is its own.
     """
     for file in files.file:
-        _drop_default_json_names(file)
+        drop_default_json_names(file)
     with_services = {file.name for file in files.file if file.service}
     found: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -51,7 +51,7 @@ def generate(files: FileDescriptorSet, names: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _drop_default_json_names(scope: FileDescriptorProto | DescriptorProto) -> None:
+def drop_default_json_names(scope: FileDescriptorProto | DescriptorProto) -> None:
     """Takes out what buf has filled in: generated code would carry every field's name twice."""
     fields = [*scope.extension, *(scope.field if isinstance(scope, DescriptorProto) else ())]
     for field in fields:
@@ -59,7 +59,7 @@ def _drop_default_json_names(scope: FileDescriptorProto | DescriptorProto) -> No
         if field.json_name == first + "".join(other[:1].upper() + other[1:] for other in others):
             field.ClearField("json_name")
     for message in scope.nested_type if isinstance(scope, DescriptorProto) else scope.message_type:
-        _drop_default_json_names(message)
+        drop_default_json_names(message)
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """What every graph store does."""
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +30,9 @@ from loremesh_agents.domain.revision import LATEST, CollectionRevision, Consiste
 from loremesh_agents.ports.graph import GraphStore
 from tests.documents import document, soon, write, writes
 
-ADA = document("ada", "Ada Lovelace", "Ada Lovelace wrote notes on the Analytical Engine while Charles Babbage was abroad.")
+ADA = document(
+    "ada", "Ada Lovelace", "Ada Lovelace wrote notes on the Analytical Engine while Charles Babbage was abroad."
+)
 ENGINE = document("engine", "Analytical Engine", "The Analytical Engine was designed by Charles Babbage in London.")
 LONDON = document("london", "London", "London is the capital of England.")
 
@@ -46,7 +49,13 @@ async def put(store: GraphStore, *documents: object, collection: str = "c") -> C
     return revision
 
 
-def view(store: GraphStore, *, principal: Principal = ANONYMOUS, kept: MetadataFilter = EVERYTHING, consistency: Consistency = LATEST):
+def view(
+    store: GraphStore,
+    *,
+    principal: Principal = ANONYMOUS,
+    kept: MetadataFilter = EVERYTHING,
+    consistency: Consistency = LATEST,
+):
     return store.snapshot(["c"], principal=principal, filter=kept, consistency=consistency, deadline=soon())
 
 
@@ -183,7 +192,9 @@ async def test_filters_keep_documents_by_metadata(store: GraphStore) -> None:
 
 async def test_links_lead_to_documents_by_uri_or_id(store: GraphStore) -> None:
     source = document("s", "Source", "See the target.", links=(Link("https://example.org/t"), Link("u")))
-    await put(store, source, document("t", "Target", "Here.", uri="https://example.org/t"), document("u", "Other", "There."))
+    await put(
+        store, source, document("t", "Target", "Here.", uri="https://example.org/t"), document("u", "Other", "There.")
+    )
     async with view(store) as snapshot:
         seeds = list((await snapshot.locate([("c", "s#0")], deadline=soon())).values())
         found = await snapshot.expand(
@@ -342,9 +353,9 @@ async def test_a_full_store_is_said_and_goes_on_reading(tmp_path: Path) -> None:
         # The pragma holds for the connection that writes.
         limit(store.connections._writer)
         long = document("big", "Big", "word " * 280)
+        many = [replace(long, document_id=f"big{number}") for number in range(200)]
         with pytest.raises(StorageFull):
-            for number in range(200):
-                await put(store, replace(long, document_id=f"big{number}"))
+            await put(store, *many)
         assert (await store.collection("c", deadline=soon())).document_count >= 1
         assert await linked_ids(store, "ada lovelace") == {"ada": 1.0}
     finally:
@@ -352,8 +363,6 @@ async def test_a_full_store_is_said_and_goes_on_reading(tmp_path: Path) -> None:
 
 
 def test_a_file_of_another_version_is_refused_by_name(tmp_path: Path) -> None:
-    import sqlite3
-
     path = tmp_path / "graph.db"
     connection = sqlite3.connect(path)
     connection.execute("PRAGMA user_version = 99")
@@ -408,7 +417,9 @@ operations = st.lists(
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=operations)
-async def test_any_history_ends_in_the_graph_of_a_bulk_load(steps: list, tmp_path_factory: pytest.TempPathFactory) -> None:
+async def test_any_history_ends_in_the_graph_of_a_bulk_load(
+    steps: list, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     folder = tmp_path_factory.mktemp("graphs")
     stepwise = SqliteGraphStore(folder / "stepwise.db")
     bulk = SqliteGraphStore(folder / "bulk.db")

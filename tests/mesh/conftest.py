@@ -6,7 +6,6 @@ from pathlib import Path
 
 import grpc
 import pytest
-
 from loremesh.v1 import (
     coordinator_service_pb2_grpc,
     document_pb2,
@@ -16,6 +15,7 @@ from loremesh.v1 import (
     synthesizer_service_pb2_grpc,
 )
 from loremesh.v1 import knowledge_service_pb2 as knowledge_pb
+
 from loremesh_agents.bootstrap.serve import Mesh, running
 from loremesh_agents.bootstrap.settings import Settings, StoreSettings
 
@@ -39,7 +39,9 @@ class Client:
         self.generator = generator_service_pb2_grpc.GeneratorServiceStub(self._channels["generator"])
         self.knowledge = knowledge_service_pb2_grpc.KnowledgeServiceStub(self._channels["knowledge"])
 
-    async def ingest(self, documents: dict[str, tuple[str, str]], collection: str = "docs") -> list[knowledge_pb.DocumentResult]:
+    async def ingest(
+        self, documents: dict[str, tuple[str, str]], collection: str = "docs"
+    ) -> list[knowledge_pb.DocumentResult]:
         requests = [knowledge_pb.IngestRequest(start=knowledge_pb.IngestStart(collection=collection))]
         for document_id, (title, text) in documents.items():
             sections = [document_pb2.Section(text=text)]

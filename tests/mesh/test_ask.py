@@ -3,9 +3,9 @@
 import grpc
 import pytest
 from google.rpc import error_details_pb2, status_pb2
-
 from loremesh.v1 import answer_pb2, collection_pb2, message_pb2, retriever_service_pb2
 from loremesh.v1 import coordinator_service_pb2 as pb
+
 from tests.mesh.conftest import Client
 
 
@@ -22,13 +22,17 @@ def kinds_of(events: list[pb.AskResponse]) -> list[str]:
     return [str(event.WhichOneof("event")) for event in events]
 
 
+async def ended(call: object) -> None:
+    if hasattr(call, "__aiter__"):
+        async for _ in call:
+            pass
+    else:
+        await call  # type: ignore[misc]
+
+
 async def reason_of(call: object) -> tuple[grpc.StatusCode, error_details_pb2.ErrorInfo, status_pb2.Status]:
     with pytest.raises(grpc.aio.AioRpcError) as raised:
-        if hasattr(call, "__aiter__"):
-            async for _ in call:
-                pass
-        else:
-            await call  # type: ignore[misc]
+        await ended(call)
     details = dict(raised.value.trailing_metadata() or ())["grpc-status-details-bin"]
     status = status_pb2.Status.FromString(details)
     infos = [detail for detail in status.details if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR)]

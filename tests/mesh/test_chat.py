@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-
 from loremesh.v1 import answer_pb2
 from loremesh.v1 import coordinator_service_pb2 as pb
+
 from tests.mesh.conftest import Client
 
 

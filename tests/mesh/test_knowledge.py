@@ -4,9 +4,9 @@ import json
 
 import grpc
 import pytest
-
 from loremesh.v1 import document_pb2
 from loremesh.v1 import knowledge_service_pb2 as pb
+
 from tests.mesh.conftest import DOCUMENTS, Client
 from tests.mesh.test_ask import reason_of
 
@@ -15,7 +15,9 @@ def start(collection: str = "docs") -> pb.IngestRequest:
     return pb.IngestRequest(start=pb.IngestStart(collection=collection))
 
 
-def blob(document_id: str, data: bytes, media_type: str = "text/plain", total: int = 0, **fields: object) -> pb.IngestRequest:
+def blob(
+    document_id: str, data: bytes, media_type: str = "text/plain", total: int = 0, **fields: object
+) -> pb.IngestRequest:
     content = document_pb2.Blob(media_type=media_type, data=data, total_size=total)
     return pb.IngestRequest(document=document_pb2.Document(document_id=document_id, blob=content, **fields))  # type: ignore[arg-type]
 
@@ -138,7 +140,9 @@ async def test_collections_are_listed_and_deleted(client: Client) -> None:
         ([start("NOT A NAME")], "start.collection"),
     ],
 )
-async def test_a_stream_that_breaks_the_rules_is_refused(client: Client, requests: list[pb.IngestRequest], field: str) -> None:
+async def test_a_stream_that_breaks_the_rules_is_refused(
+    client: Client, requests: list[pb.IngestRequest], field: str
+) -> None:
     code, info, status = await reason_of(client.knowledge.Ingest(iter(requests)))
     assert (code, info.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
     assert field in str(status)

@@ -57,7 +57,9 @@ class Peers:
     ) -> AsyncGenerator[Prompt | Completion]:
         found = [piece async for piece in evidence]
         await self.gates["synthesize"](deadline)
-        sources = tuple(Source(n, (piece.evidence_id,), "Title", "", "Title", PASSAGE.text) for n, piece in enumerate(found, 1))
+        sources = tuple(
+            Source(n, (piece.evidence_id,), "Title", "", "Title", PASSAGE.text) for n, piece in enumerate(found, 1)
+        )
         yield Prompt((Message(Role.USER, start.question),), sources)
         yield STOP
 

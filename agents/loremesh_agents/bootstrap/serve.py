@@ -176,7 +176,7 @@ async def _tracing(settings: Settings, stack: AsyncExitStack) -> Callable[[str],
     if not telemetry.otlp_endpoint:
         return lambda _: NO_TRACING
     try:
-        from loremesh_agents.runtime.otel import OpenTelemetry  # noqa: PLC0415
+        from loremesh_agents.runtime.otel import OpenTelemetry
     except ImportError as error:
         raise ConfigurationError(
             "telemetry.otlp_endpoint is set, but OpenTelemetry is not installed (pip install 'loremesh[otel]')"

@@ -45,8 +45,8 @@ async def ingest(
     channel: grpc.aio.Channel, peer: Peer, collection: str, files: Sequence[Upload], *, as_json: bool
 ) -> Report:
     """Sends files; prints a progress bar on a terminal, failures, and with `as_json` every result."""
-    from rich.console import Console  # noqa: PLC0415  # help and scripts need no progress bar
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     report = Report()
     sent: dict[int, Upload] = {}

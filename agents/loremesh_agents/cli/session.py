@@ -100,7 +100,7 @@ def plain_errors() -> Generator[None]:
 
 def run(work: Coroutine[Any, Any, int]) -> int:
     """Runs a command's work in an event loop of its own; gives its exit code."""
-    import uvloop  # noqa: PLC0415  # help needs no event loop
+    import uvloop
 
     with plain_errors(), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(work)

@@ -193,7 +193,9 @@ def _candidates(source: Source, rank: int, wanted: frozenset[str], kind: Asked) 
                 source=source.number,
                 terms=terms,
                 context=title & wanted,
-                cue=cue is not None and _has_new(cue, text, wanted) and (helped or kind is not Asked.TIME or bool(terms & wanted)),
+                cue=cue is not None
+                and _has_new(cue, text, wanted)
+                and (helped or kind is not Asked.TIME or bool(terms & wanted)),
                 prior=_RANK_DECAY**rank * (1.0 if place == 0 else 0.97),
             )
         )

@@ -4,7 +4,8 @@ import re
 import unicodedata
 from dataclasses import dataclass
 
-_WORD = re.compile(r"\w+(?:[.'’-]\w+)*", re.UNICODE)
+# Accents may be characters of their own (decomposed text): they belong to the letter before them.
+_WORD = re.compile(r"\w[\w\u0300-\u036f]*(?:[.'’-]\w[\w\u0300-\u036f]*)*", re.UNICODE)
 _PART = re.compile(r"[^\W_]+", re.UNICODE)
 # Scripts without spaces between words: each character is a term, as are no two of them together.
 _IDEOGRAPH = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002fa1f]")

@@ -54,7 +54,7 @@ def cosine(features: PassageFeatures, question: NDArray[np.float32] | None) -> N
     """Cosine of each passage's vector and the question's, shape (n,); 0 for passages without one, None without a question vector.
 
     Raises:
-        ValueError: The dimensions differ, or the question's vector is not finite.
+        ValueError: The dimensions differ, or a vector is not finite.
     """
     if question is None:
         return None
@@ -66,7 +66,12 @@ def cosine(features: PassageFeatures, question: NDArray[np.float32] | None) -> N
         raise ValueError(
             f"the question's vector has {question.shape[0]} dimensions, those of the passages {features.vectors.shape[1]}"
         )
-    return np.asarray(features.vectors @ question, dtype=np.float64)
+    with np.errstate(invalid="ignore"):  # an infinite value is reported below
+        found = np.asarray(features.vectors @ question, dtype=np.float64)
+    broken = np.flatnonzero(~np.isfinite(found))
+    if broken.size:
+        raise ValueError(f"the vector of {features.passage_ids[broken[0]]} holds values that are not finite")
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,14 +139,20 @@ class Ranking:
     linked: Mapping[str, LinkedEntity]
     _candidates: dict[PassageRef, _Candidate] = field(default_factory=dict[PassageRef, _Candidate])
     _priors: dict[PassageRef, tuple[float, str]] = field(default_factory=dict[PassageRef, tuple[float, str]])
+    _names: dict[str, str] = field(default_factory=dict[str, str])
 
     @property
     def known(self) -> frozenset[PassageRef]:
         """The candidates."""
         return frozenset(self._candidates)
 
+    def name(self, entity: str) -> str:
+        """An entity's name as a passage writes it, by its key; the key where no more is known."""
+        return self._names.get(entity, entity)
+
     def add_links(self, linked: Linked) -> None:
         """Takes the title edges of the entities that the question names: sc's last part, 0.9 Q[e] w / tdf^0.25."""
+        self._names.update((key, entity.name) for key, entity in linked.entities.items())
         for edge in linked.titles:
             entity = self.linked.get(edge.entity)
             if entity is None:
@@ -180,6 +191,7 @@ class Ranking:
         """One round: what the seeds mention, bear and link to lends score to the passages that are named after it or mention it too."""
         activation = {ref: min(max(self._candidates[ref].score, 0.0), _ACTIVATION_CAP) for ref in self.seeds()}
         self.add(expansion.features)
+        self._names.update((key, entity.name) for key, entity in expansion.entities.items())
         gains: dict[PassageRef, tuple[float, Trail]] = {}
 
         def gain(ref: PassageRef, value: float, trail: Trail) -> None:
@@ -202,12 +214,12 @@ class Ranking:
                 either[key] = (value, None)
         for title in expansion.titles:
             value, seed = by_mention.get(title.entity, (0.0, None))
-            if value and seed != title.passage:
+            if value:
                 spread = _spread(expansion.entities[title.entity])
                 gain(title.passage, value * title.weight / spread, Trail(seed, title.entity, by_title=True))
         for mention in expansion.mentions:
             value, seed = either.get(mention.entity, (0.0, None))
-            if value and seed != mention.passage:
+            if value:
                 common = math.log2(1.5 + expansion.entities[mention.entity].mention_count) ** 0.3
                 gain(mention.passage, _CO_MENTION * value / common, Trail(seed, mention.entity, by_title=False))
         for reference in expansion.references:
@@ -248,7 +260,8 @@ class Ranking:
             value *= GRAPH_WEIGHT
             candidate.score = base + candidate.prior + value
             candidate.graph = candidate.prior + value
-            if candidate.prior >= value:
+            # That a passage mentions its own name strengthens it, but explains nothing.
+            if candidate.prior >= value or (trail is not None and trail.seed == ref):
                 own = Trail(None, candidate.prior_entity, by_title=True)
                 candidate.trail = own if candidate.prior else None
             else:

@@ -16,7 +16,7 @@ _QUALIFIER = re.compile(r"\s*[(（][^()（）]*[)）]\s*$")
 _NUMBERING = re.compile(r"^\s*(?:\d+(?:\.\d+)*\.?|[IVXLC]+\.|[A-Z]\.)\s+(?=\S)")
 _QUOTED = re.compile(r"[\"“”‘`«»]|(?<!\w)'|'(?!\w)")
 _SIGNATURE = re.compile(
-    r"^(?:(?:class|exception|async|def|function|method|property|data|attribute)\s+)*([A-Za-z_][\w.]*)\s*(\(.*)?$",
+    r"^(?:(?:class|exception|async|def|function|method|property|data|attribute)\s+)*([A-Za-z_][\w.]*)(\(.*)?$",
     re.DOTALL,
 )
 
@@ -62,7 +62,8 @@ def _names(text: str) -> list[tuple[str, float]]:
     if signature is not None and (signature[2] is not None or "." in signature[1] or "_" in signature[1]):
         name = signature[1].strip(".")
         last = name.rpartition(".")[2]
-        return [(name, EXACT), *([(last, ALIAS)] if last != name else [])]
+        # The last letter of "A.P.E.X." is nobody's name.
+        return [(name, EXACT), *([(last, ALIAS)] if last != name and len(last) > 1 else [])]
     names = [(plain, EXACT)]
     bare = _QUALIFIER.sub("", plain)
     if bare and bare != plain:

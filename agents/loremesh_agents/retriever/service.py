@@ -297,9 +297,10 @@ class _Search:
         if seed is not None:
             steps.append(PathStep(EdgeKind.SIMILAR, passage_id=seed.passage_id, title=seed.title))
             if trail.entity:
-                steps.append(PathStep(EdgeKind.MENTIONS, entity=trail.entity))
+                steps.append(PathStep(EdgeKind.MENTIONS, entity=ranking.name(trail.entity)))
         elif trail.entity:
-            steps.append(PathStep(_named(ranking.linked.get(trail.entity)), entity=trail.entity))
+            named = _named(ranking.linked.get(trail.entity))
+            steps.append(PathStep(named, entity=ranking.name(trail.entity)))
         if trail.entity:
             last = EdgeKind.TITLE if trail.by_title else EdgeKind.MENTIONS
         else:
@@ -380,8 +381,9 @@ class _Walk:
                 if {start, target} <= self._seen and (start, target, kind) not in self._edges:
                     self._edges.add((start, target, kind))
                     yield Edge(start, target, kind, weight)
-            frontier = tuple(reached)
-            entities = set(expansion.entities)
+            # What was not given is not gone on from: so the limit bounds the work as well.
+            frontier = tuple(ref for ref in reached if _passage_id(ref) in self._seen)
+            entities = {key for key in expansion.entities if _entity_id(key) in self._seen}
         yield Completion(FinishReason.STOP, revisions=self._snapshot.revisions)
 
     async def _passages(self, refs: Sequence[PassageRef], distance: int) -> AsyncGenerator[Node]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from loremesh.v1 import principal_pb2
+
 from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.principal import ANONYMOUS, Principal
 from loremesh_agents.runtime.ids import new_id

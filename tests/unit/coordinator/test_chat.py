@@ -22,9 +22,7 @@ def chat_with(peers: Peers, **settings: int) -> Chat:
 
 
 async def ends(chat: Chat, inputs: AsyncIterator[Turn | CancelTurn]) -> dict[str, Completion]:
-    return {
-        event.turn_id: event.event async for event in chat.events(inputs) if isinstance(event.event, Completion)
-    }
+    return {event.turn_id: event.event async for event in chat.events(inputs) if isinstance(event.event, Completion)}
 
 
 async def test_a_running_turn_is_cancelled_and_the_next_one_runs() -> None:

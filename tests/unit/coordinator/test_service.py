@@ -50,7 +50,9 @@ async def test_leaving_in_any_phase_cancels_the_peer_and_leaves_no_task(phase: s
     assert asyncio.all_tasks() == before
 
 
-@pytest.mark.parametrize(("phase", "stage"), [("retrieve", "retrieval"), ("synthesize", "prompt"), ("generate", "generation")])
+@pytest.mark.parametrize(
+    ("phase", "stage"), [("retrieve", "retrieval"), ("synthesize", "prompt"), ("generate", "generation")]
+)
 async def test_what_does_not_fit_into_the_budget_is_left_out_in_time(phase: str, stage: str) -> None:
     deadline = Deadline.after(0.6)
     events = [event async for event in service_of(Peers(closed=phase)).ask(QUESTION, deadline=deadline)]
@@ -76,7 +78,9 @@ async def test_every_hop_gets_less_time_than_the_one_before() -> None:
 
 async def test_long_silences_are_filled_with_heartbeats() -> None:
     peers = Peers(closed="retrieve")
-    async with aclosing(service_of(peers, heartbeat_interval=0.01).ask(QUESTION, deadline=Deadline.after(30))) as events:
+    async with aclosing(
+        service_of(peers, heartbeat_interval=0.01).ask(QUESTION, deadline=Deadline.after(30))
+    ) as events:
         async for event in events:
             if isinstance(event, Heartbeat):
                 break

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from loremesh_agents.domain.linking import LinkedEntity
 from loremesh_agents.domain.ranking import Ranking, bm25, cosine
@@ -38,10 +39,14 @@ def features(
         refs,
         tuple(names[ref] for ref in refs),
         np.array(lengths if lengths is not None else [1.0] * len(refs), dtype=np.float32),
-        np.array(counts if counts is not None else [[]] * len(refs), dtype=np.float32).reshape(len(refs), -1),
-        np.array(rows, dtype=np.float32).reshape(len(refs), dimension),
+        _table(counts if counts is not None else [[]] * len(refs)),
+        _table(rows),
         np.array([ref in found for ref in refs], dtype=np.bool_),
     )
+
+
+def _table(rows: Sequence[Sequence[float]]) -> NDArray[np.float32]:
+    return np.array(rows, dtype=np.float32).reshape(len(rows), len(rows[0]) if rows else 0)
 
 
 def expansion(
@@ -67,7 +72,9 @@ def expansion(
     )
 
 
-def by_links(confidences: Mapping[str, float], edges: Sequence[tuple[str, int, float]], names: Mapping[int, str]) -> Ranking:
+def by_links(
+    confidences: Mapping[str, float], edges: Sequence[tuple[str, int, float]], names: Mapping[int, str]
+) -> Ranking:
     """A ranking in which only the links of the question have given scores."""
     linked = {key: LinkedEntity(key, confidence) for key, confidence in confidences.items()}
     ranking = Ranking((), NOTHING, None, linked)

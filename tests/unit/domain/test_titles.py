@@ -21,6 +21,10 @@ def test_a_title_is_an_alias_without_what_tells_it_from_others() -> None:
     assert weights("Mercury (planet)") == {"mercury planet": EXACT, "mercury": ALIAS}
 
 
+def test_an_acronym_is_no_dotted_name() -> None:
+    assert weights("A.P.E.X.") == {"a.p.e.x": EXACT}
+
+
 def test_a_title_is_an_alias_without_its_article() -> None:
     assert weights("The Beatles") == {"the beatles": EXACT, "beatles": ALIAS}
 
@@ -63,7 +67,11 @@ def test_a_signature_names_what_it_defines(heading: str, keys: dict[str, float])
 
 @pytest.mark.parametrize(
     ("heading", "key"),
-    [('The "with" statement', "with statement"), ("8.5. The `with` statement", "with statement"), ("3.1 Objects", "objects")],
+    [
+        ('The "with" statement', "with statement"),
+        ("8.5. The `with` statement", "with statement"),
+        ("3.1 Objects", "objects"),
+    ],
 )
 def test_quotes_and_numbers_of_headings_are_no_part_of_the_name(heading: str, key: str) -> None:
     assert key in weights("Reference", first=False, headings=[heading])

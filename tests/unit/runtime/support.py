@@ -73,6 +73,19 @@ class Running:
     def in_flight(self, method: str) -> float:
         return self.sample("loremesh_requests_in_flight", agent=AGENT, method=f"{SERVICE}/{method}")
 
+    async def settled(self) -> None:
+        """Waits until the server has done with all calls: a client may have its status before they are counted."""
+        await until(
+            lambda: (
+                not any(
+                    sample.value
+                    for family in self.metrics.registry.collect()
+                    for sample in family.samples
+                    if sample.name == "loremesh_requests_in_flight"
+                )
+            )
+        )
+
     def count(self, method: str, code: str) -> float:
         return self.sample("loremesh_requests_total", agent=AGENT, method=f"{SERVICE}/{method}", code=code)
 

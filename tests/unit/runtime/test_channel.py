@@ -6,8 +6,8 @@ import grpc
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool
 from google.protobuf.wrappers_pb2 import StringValue
-
 from loremesh.v1 import coordinator_service_pb2, generator_service_pb2, retriever_service_pb2
+
 from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.errors import (
     BackendUnavailable,
@@ -184,6 +184,7 @@ async def test_leaving_the_block_ends_the_call():
             await anext(messages)
             assert running.server.in_flight == 1
         await until(lambda: running.count("Stream", "CANCELLED") == 1)
+        await running.settled()
         assert running.in_flight("Stream") == 0
 
 

@@ -5,8 +5,8 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 from hypothesis import given
 from hypothesis import strategies as st
-
 from loremesh.v1 import error_reason_pb2
+
 from loremesh_agents.domain import errors as domain
 from loremesh_agents.runtime.errors import (
     DETAILS_KEY,
@@ -125,6 +125,15 @@ def test_no_status_is_larger_than_headers_can_bear(cls, message, metadata, retry
     for bad_request in details(status, error_details_pb2.BadRequest):
         assert len(bad_request.field_violations) <= 16
     assert type(from_status(status, "peer")) is cls
+
+
+def test_violations_that_do_not_fit_are_left_out_from_the_end():
+    violations = [domain.FieldViolation(f"field{n}" + "f" * 200, "d" * 300, "r" * 100) for n in range(20)]
+    status = to_status(domain.InvalidRequest(violations))
+    (bad_request,) = details(status, error_details_pb2.BadRequest)
+    kept = [violation.field[:7].rstrip("f") for violation in bad_request.field_violations]
+    assert kept == [f"field{n}" for n in range(len(kept))]
+    assert MAX_STATUS_BYTES - 500 < status.ByteSize() <= MAX_STATUS_BYTES
 
 
 @given(st.text(), st.integers(0, 80))

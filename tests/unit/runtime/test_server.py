@@ -5,13 +5,13 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-
 from loremesh.v1 import retriever_service_pb2, retriever_service_pb2_grpc
+
 from loremesh_agents.domain.errors import ConfigurationError, Draining, NotImplementedYet
 from loremesh_agents.runtime.errors import from_rpc_error
 from loremesh_agents.runtime.server import AgentServer, ServerOptions, Service, TransportOptions
 
-from .support import AGENT, SERVICE, echo, echo_all, service, serving, text, until
+from .support import AGENT, SERVICE, Stub, echo, echo_all, service, serving, text, until
 
 
 async def test_all_four_shapes():
@@ -28,6 +28,14 @@ async def test_all_four_shapes():
         assert [message.value async for message in stub.Stream(text("a"))] == ["a0", "a1", "a2"]
         assert (await stub.Upload(iter([text("a"), text("b")]))).value == "ab"
         assert [message.value async for message in stub.Duplex(iter([text("a"), text("b")]))] == ["a", "b"]
+
+
+async def test_a_server_is_a_block():
+    async with AgentServer(AGENT, [service(unary=echo)]) as server, grpc.aio.insecure_channel(server.target) as channel:
+        assert (await Stub(channel).Unary(text("a"))).value == "a"
+    async with grpc.aio.insecure_channel(server.target) as channel:
+        with pytest.raises(grpc.aio.AioRpcError):
+            await Stub(channel).Unary(text("a"), timeout=5)
 
 
 async def test_an_empty_stream_is_a_stream():
@@ -89,6 +97,8 @@ async def test_several_servers_in_one_process():
 
     async with serving(service(unary=echo)) as second, serving(service(unary=ask)) as first:
         assert (await first.stub.Unary(text("a"))).value == "a"
+        await second.settled()
+        await first.settled()
         assert second.count("Unary", "OK") == first.count("Unary", "OK") == 1
 
 
@@ -137,6 +147,7 @@ async def test_messages_above_the_limit_are_refused():
             await running.stub.Unary(text("x" * 2000))
         assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert (await running.stub.Unary(text("x"))).value == "x"
+    await running.settled()
     assert running.in_flight("Unary") == 0
 
 
@@ -174,6 +185,7 @@ async def test_stop_lets_a_stream_end_and_takes_no_new_calls():
         await stopping
     assert messages == ["first", "last"]
     assert await call.code() is grpc.StatusCode.OK
+    await running.settled()
     assert running.count("Stream", "OK") == 1
 
 
@@ -189,6 +201,7 @@ async def test_calls_that_outlast_the_grace_end_with_an_error_that_says_where_to
         with pytest.raises(grpc.aio.AioRpcError) as ended:
             await anext(aiter(call))
     assert isinstance(from_rpc_error(ended.value, AGENT), Draining)
+    await running.settled()
     assert running.in_flight("Stream") == 0
     assert running.count("Stream", "UNAVAILABLE") == 1
 
@@ -226,4 +239,5 @@ async def test_stub_of_a_method_that_does_not_exist():
         with pytest.raises(grpc.aio.AioRpcError) as missing:
             await running.stub.Missing(text())
     assert isinstance(from_rpc_error(missing.value, AGENT), NotImplementedYet)
+    await running.settled()
     assert running.sample("loremesh_requests_total", agent=AGENT, method="unknown", code="UNIMPLEMENTED") == 1

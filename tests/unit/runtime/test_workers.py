@@ -17,6 +17,7 @@ from loremesh_agents.runtime.workers import PortReservation, Supervisor, WorkerO
 from .support import Stub, text, until
 
 PROGRAM = "tests.unit.runtime.worker_program"
+IDLE = 'loremesh_requests_in_flight{agent="tester",method="test.v1.TestService/Unary"} 0.0'
 ROOT = Path(__file__).parents[3]
 
 
@@ -42,6 +43,15 @@ class Running:
                 seen.add(await self.ask())
         assert seen <= self.supervisor.pids
         return seen
+
+    async def page_with(self, calls):
+        """The page of metrics, once it shows as many calls and none in flight."""
+        async with asyncio.timeout(20):
+            while True:
+                page = await self.page()
+                counts = [line for line in page.splitlines() if line.startswith("loremesh_requests_total")]
+                if sum(float(line.split()[-1]) for line in counts) >= calls and IDLE in page:
+                    return page
 
     async def page(self):
         url = f"http://127.0.0.1:{self.supervisor.metrics_port}/metrics"
@@ -70,13 +80,13 @@ async def test_workers_share_a_port_and_their_metrics_are_added_up():
     async with supervising(2) as running:
         pids = await running.all_answer(2)
         assert len(pids) == 2
+        # What a terminal sends to its session does not reach them a second time.
+        assert os.getsid(0) not in {os.getsid(pid) for pid in pids}
         for _ in range(10):
             await running.ask()
-        page = await running.page()
-        (line,) = [line for line in page.splitlines() if line.startswith("loremesh_requests_total")]
-        assert float(line.split()[-1]) >= 12
+        page = await running.page_with(12)
         assert "tester_request_latency_seconds_bucket" in page
-        assert 'loremesh_requests_in_flight{agent="tester",method="test.v1.TestService/Unary"} 0.0' in page
+        assert IDLE in page
         running.signals.receive()
         await asyncio.wait_for(running.task, 30)
     assert running.supervisor.pids == frozenset()
@@ -90,11 +100,9 @@ async def test_a_worker_that_ends_by_itself_is_replaced_and_its_counts_stay(capl
         second = await running.ask()
         assert second != first
         assert running.supervisor.pids == {second}
-        page = await running.page()
-        (line,) = [line for line in page.splitlines() if line.startswith("loremesh_requests_total")]
-        assert float(line.split()[-1]) >= 2
+        page = await running.page_with(2)
         # What the dead one had in flight is in flight no more.
-        assert 'loremesh_requests_in_flight{agent="tester",method="test.v1.TestService/Unary"} 0.0' in page
+        assert IDLE in page
     assert "ended with code 3" in caplog.text
 
 

@@ -5,11 +5,10 @@ import os
 import sys
 from contextlib import AsyncExitStack
 
-from tests.unit.runtime.support import AGENT, service, text
-
 from loremesh_agents.runtime.lifecycle import DrainOptions, run
 from loremesh_agents.runtime.metrics import Metrics
 from loremesh_agents.runtime.server import AgentServer, ServerOptions
+from tests.unit.runtime.support import AGENT, service, text
 
 
 async def unary(request, _):

@@ -130,7 +130,9 @@ class _Walk:
         self._path = [*(entry for entry in self._path if entry[0] < level), (level, text)]
 
     def close(self) -> None:
-        text = re.sub(r"[ \t]*\n[ \t]*", "\n", "".join(self._text))
+        text = re.sub(r"[ \t]+\n", "\n", "".join(self._text))
+        # One blank after a break is left of collapsed white space; more are the indentation of preformatted text.
+        text = re.sub(r"\n (?=\S)", "\n", text)
         text = re.sub(r"\n{3,}", "\n\n", text).strip()
         text = re.sub(r"(?m)^(?:- )?\n+(?=- )", "", text)
         if text:

@@ -32,8 +32,8 @@ def command(
     question: str,
     collections: tuple[str, ...],
     k: int,
-    why: bool,  # noqa: FBT001  # click passes flags so
-    as_json: bool,  # noqa: FBT001
+    why: bool,
+    as_json: bool,
     timeout: float,
     address: str | None,
     config: Path | None,

@@ -28,8 +28,8 @@ from loremesh_agents.cli.session import connected, plain_errors, read_settings, 
 @settings_options
 def command(
     collections: tuple[str, ...],
-    as_json: bool,  # noqa: FBT001  # click passes flags so
-    why: bool,  # noqa: FBT001
+    as_json: bool,
+    why: bool,
     address: str | None,
     config: Path | None,
     data: Path | None,

@@ -25,9 +25,9 @@ _SECONDS = 30.0
 @settings_options
 def command(
     name: str | None,
-    delete: bool,  # noqa: FBT001  # click passes flags so
-    yes: bool,  # noqa: FBT001
-    as_json: bool,  # noqa: FBT001
+    delete: bool,
+    yes: bool,
+    as_json: bool,
     address: str | None,
     config: Path | None,
     data: Path | None,
@@ -69,8 +69,8 @@ async def _show(name: str | None, settings: Settings, address: str | None, *, as
 
 
 def _print_table(collections: list[collection_pb2.Collection]) -> None:
-    from rich.console import Console  # noqa: PLC0415  # help and scripts need no tables
-    from rich.table import Table  # noqa: PLC0415
+    from rich.console import Console
+    from rich.table import Table
 
     table = Table("collection", "documents", "passages", "entities", "revision", "encoder", box=None)
     for entry in collections:

@@ -18,7 +18,7 @@ def command() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one setting a line, as JSON.")
 @settings_options
 def show(
-    as_json: bool,  # noqa: FBT001  # click passes flags so
+    as_json: bool,
     config: Path | None,
     data: Path | None,
 ) -> int:

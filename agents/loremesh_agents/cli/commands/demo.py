@@ -24,7 +24,7 @@ COLLECTION = "python"
 QUESTIONS = (
     "What does the assert statement do?",
     "Which method does the with statement call on exit, and what does a true return value of it do?",
-    "Which method does the del statement call to delete an item of a mapping, and when should it raise KeyError?",
+    "Which method does the membership test with the in operator call, and what should that method return?",
 )
 """One hop, and two questions whose answers are in two topics each."""
 
@@ -71,7 +71,7 @@ async def _demo(settings: Settings) -> int:
 
 async def ingest_reference(channel: grpc.aio.Channel) -> int:
     """Ingests the topics of the module `pydoc_data.topics`; gives how many there are."""
-    from pydoc_data.topics import topics  # noqa: PLC0415  # half a megabyte
+    from pydoc_data.topics import topics
 
     async def requests() -> AsyncGenerator[pb.IngestRequest]:
         yield pb.IngestRequest(start=pb.IngestStart(collection=COLLECTION))

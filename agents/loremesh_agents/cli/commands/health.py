@@ -25,7 +25,7 @@ _SECONDS = 3.0
 @settings_options
 def command(
     agents: tuple[str, ...],
-    as_json: bool,  # noqa: FBT001  # click passes flags so
+    as_json: bool,
     config: Path | None,
     data: Path | None,
 ) -> int:

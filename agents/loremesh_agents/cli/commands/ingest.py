@@ -26,10 +26,10 @@ from loremesh_agents.cli.uploads import Upload, find_files, uploads
 def command(
     paths: tuple[Path, ...],
     collection: str,
-    sync: bool,  # noqa: FBT001  # click passes flags so
+    sync: bool,
     retry: Path | None,
     failed: Path | None,
-    as_json: bool,  # noqa: FBT001
+    as_json: bool,
     address: str | None,
     config: Path | None,
     data: Path | None,

@@ -29,8 +29,8 @@ _STATELESS = frozenset({"coordinator", "retriever", "synthesizer", "generator"})
 def command(
     agents: tuple[str, ...],
     workers: int,
-    worker: bool,  # noqa: FBT001  # click passes flags so
-    free_ports: bool,  # noqa: FBT001
+    worker: bool,
+    free_ports: bool,
     config: Path | None,
     data: Path | None,
 ) -> int:

@@ -36,6 +36,7 @@ async def test_an_error_is_logged_with_its_final_status(lines):
     async with serving(service(unary=unary)) as running:
         with pytest.raises(grpc.aio.AioRpcError):
             await running.stub.Unary(text())
+        await running.settled()
     (line,) = lines()
     assert (line.code, line.reason) == ("NOT_FOUND", "DOCUMENT_NOT_FOUND")
 
@@ -60,6 +61,7 @@ async def test_the_line_has_the_query_id_and_no_groups(tmp_path, caplog):
     try:
         async with serving(service(unary=unary), options) as running:
             await running.stub.Unary(text(), metadata=((QUERY_ID_KEY, "q1"), (PRINCIPAL_KEY, principal)))
+            await running.settled()
     finally:
         logger.removeHandler(handler)
     (line,) = written

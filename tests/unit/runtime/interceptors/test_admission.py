@@ -35,6 +35,7 @@ async def test_a_full_agent_refuses_at_once_and_says_when_to_come_back():
         gate.set()
         await asyncio.gather(*calls)
         await running.stub.Unary(text())
+        await running.settled()
         assert running.server.in_flight == 0
 
 

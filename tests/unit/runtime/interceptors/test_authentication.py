@@ -125,7 +125,16 @@ async def test_a_sidecar_vouches_for_the_last_certificate_that_it_names(asked, h
 
 
 @pytest.mark.parametrize(
-    "header", ["", "By=spiffe://test/me;Hash=abc", 'Subject="URI=spiffe://test/fake"', ",,,", "URI="]
+    "header",
+    [
+        "",
+        "By=spiffe://test/me;Hash=abc",
+        'Subject="URI=spiffe://test/fake"',
+        'Subject="a;URI=spiffe://test/fake',
+        'Subject="a\\";URI=spiffe://test/fake',
+        ",,,",
+        "URI=",
+    ],
 )
 async def test_a_sidecar_that_names_no_certificate_vouches_for_nobody(asked, header):
     async with serving(asked.service, ServerOptions(trust=PeerTrust.SIDECAR)) as running:

@@ -52,6 +52,7 @@ async def test_a_cancel_closes_the_servicers_generator_in_the_task_of_the_call()
         call.cancel()
         assert await asyncio.wait_for(closed, 10)
         await until(lambda: running.server.in_flight == 0)
+        await running.settled()
         assert running.in_flight("Stream") == 0
         assert running.count("Stream", "CANCELLED") == 1
 
@@ -67,6 +68,7 @@ async def test_a_caller_that_vanishes_in_mid_stream_is_a_cancel(caplog):
                 call = channel.unary_stream("/test.v1.TestService/Stream")(text().SerializeToString())
                 await anext(aiter(call))
         await until(lambda: running.server.in_flight == 0)
+        await running.settled()
         assert running.count("Stream", "CANCELLED") == 20
         assert running.in_flight("Stream") == 0
     assert not [record for record in caplog.records if record.levelname == "ERROR"]

@@ -52,6 +52,7 @@ async def test_the_default_ends_a_call_in_mid_stream():
         error = from_rpc_error(ended.value, AGENT)
         assert isinstance(error, BudgetExhausted)
         assert error.metadata == {"agent": AGENT, "stage": "Stream"}
+        await running.settled()
         assert running.count("Stream", "DEADLINE_EXCEEDED") == 1
         assert running.in_flight("Stream") == 0
 
@@ -114,6 +115,7 @@ async def test_a_stream_whose_requests_stop_coming_is_idle():
         error = from_rpc_error(ended.value, AGENT)
         assert isinstance(error, StreamIdle)
         assert error.metadata == {"agent": AGENT, "idleSeconds": "0.1"}
+        await running.settled()
         assert running.in_flight("Duplex") == 0
 
 

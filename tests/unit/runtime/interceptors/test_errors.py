@@ -27,6 +27,7 @@ async def failing(error, **shape):
         with pytest.raises(grpc.aio.AioRpcError) as streamed:
             await collect(call)
         assert streamed.value.code() is seen.value.code()
+        await running.settled()
         assert running.count("Unary", seen.value.code().name) == running.count("Stream", seen.value.code().name) == 1
         assert running.in_flight("Unary") == running.in_flight("Stream") == 0
     return seen.value
@@ -107,6 +108,7 @@ async def test_a_cancelled_error_out_of_nowhere_does_not_hang_the_caller():
         with pytest.raises(grpc.aio.AioRpcError) as seen:
             await running.stub.Unary(text(), timeout=30)
         assert seen.value.code() is grpc.StatusCode.INTERNAL
+        await running.settled()
         assert running.in_flight("Unary") == 0
 
 
@@ -118,6 +120,7 @@ async def test_a_servicer_that_aborts_by_itself_is_counted_right():
         with pytest.raises(grpc.aio.AioRpcError) as seen:
             await running.stub.Unary(text())
         assert seen.value.code() is grpc.StatusCode.ALREADY_EXISTS
+        await running.settled()
         assert running.count("Unary", "ALREADY_EXISTS") == 1
 
 

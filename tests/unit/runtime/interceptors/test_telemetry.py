@@ -16,6 +16,7 @@ async def test_calls_are_counted_and_timed():
         await call.code()
         labels = {"agent": AGENT, "method": f"{SERVICE}/Duplex"}
         await until(lambda: running.count("Duplex", "OK") == 1)
+        await running.settled()
         assert running.count("Unary", "OK") == 1
         assert running.sample("loremesh_messages_sent_total", **labels) == 2
         assert running.sample("loremesh_messages_received_total", **labels) == 2
@@ -34,6 +35,7 @@ async def test_each_agent_has_its_own_names():
     async with serving(service(unary=unary)) as running:
         with pytest.raises(grpc.aio.AioRpcError):
             await running.stub.Unary(text())
+        await running.settled()
         method = f"{SERVICE}/Unary"
         assert running.sample("tester_request_latency_seconds_count", method=method) == 1
         assert running.sample("tester_errors_total", method=method, code="NOT_FOUND") == 1
@@ -55,6 +57,7 @@ async def test_the_gauge_shows_what_is_in_flight_and_forgets_what_was_cancelled(
         await until(lambda: running.in_flight("Unary") == 6)
         gate.set()
         await asyncio.gather(*calls[4:])
+        await running.settled()
         assert running.in_flight("Unary") == 0
         assert running.count("Unary", "CANCELLED") == 4
         assert running.count("Unary", "OK") == 6
@@ -65,6 +68,7 @@ async def test_unknown_methods_share_a_name():
         for number in range(5):
             with pytest.raises(grpc.aio.AioRpcError):
                 await running.channel.unary_unary(f"/{SERVICE}/Nope{number}")(b"")
+        await running.settled()
         assert running.sample("loremesh_requests_total", agent=AGENT, method="unknown", code="UNIMPLEMENTED") == 5
         methods = {
             sample.labels["method"]

@@ -1,8 +1,8 @@
 import grpc
 import pytest
+from buf.validate import validate_pb2
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-from buf.validate import validate_pb2
 from loremesh_agents.domain.errors import InvalidRequest
 from loremesh_agents.runtime.errors import from_rpc_error_for_user
 from loremesh_agents.runtime.interceptors.validation import ValidationInterceptor
@@ -15,7 +15,7 @@ _FIELD = descriptor_pb2.FieldDescriptorProto
 
 
 def _order():
-    """message Order {string item; repeated Order parts; map<string, int32> counts; bytes data;} with rules on the fields."""
+    """message Order {string item; repeated Order parts; map<string, int32> counts;}, with rules on the fields."""
     file = descriptor_pb2.FileDescriptorProto(name="test/order.proto", package="test.validation.v1", syntax="proto3")
     file.dependency.append("buf/validate/validate.proto")
     order = file.message_type.add(name="Order")

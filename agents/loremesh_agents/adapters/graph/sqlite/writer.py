@@ -107,7 +107,8 @@ class Writer:
             if version is not None and version != known:
                 # Not a change that a reader can see; it only keeps older versions out.
                 self.connection.execute("UPDATE document SET source_version = ? WHERE id = ?", (version, stored[0]))
-            return WriteResult(document.document_id, Outcome.UNCHANGED, stored[3], stored[4], version or known)
+            held = known if version is None else version
+            return WriteResult(document.document_id, Outcome.UNCHANGED, stored[3], stored[4], held)
         if not write.passages:
             # Its writer saw it unchanged and left the passages out; meanwhile another stream has changed it.
             raise WriteConflict(BACKEND)

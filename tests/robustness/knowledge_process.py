@@ -1,0 +1,18 @@
+"""A knowledge agent in a process of its own: `python knowledge_process.py FOLDER`. Prints its address."""
+
+import asyncio
+import sys
+from pathlib import Path
+
+from loremesh_agents.bootstrap.serve import build, serve
+from loremesh_agents.bootstrap.settings import Settings, StoreSettings
+
+
+async def main() -> None:
+    settings = Settings(stores=StoreSettings(data=Path(sys.argv[1]), embedder="none"))
+    mesh = await build(["knowledge"], settings, free_ports=True)
+    print(mesh.servers[0].target, flush=True)
+    await serve(mesh, settings)
+
+
+asyncio.run(main())

@@ -1,0 +1,206 @@
+"""What a retrieval does when vectors are late, down or there."""
+
+import asyncio
+import zlib
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from loremesh_agents.adapters.graph.sqlite import SqliteGraphStore
+from loremesh_agents.adapters.text.sqlite import SqliteTextIndex
+from loremesh_agents.adapters.vector.faiss import FaissVectorIndex
+from loremesh_agents.domain.answer import Completion, DegradationReason
+from loremesh_agents.domain.conversation import PassageReference, RetrievalContext
+from loremesh_agents.domain.deadline import Deadline
+from loremesh_agents.domain.errors import BackendUnavailable, BudgetExhausted, InvalidRequest
+from loremesh_agents.domain.evidence import EdgeKind, Evidence
+from loremesh_agents.domain.lexicon import search_terms
+from loremesh_agents.domain.principal import ANONYMOUS, Principal
+from loremesh_agents.domain.retrieval import Profile, RetrievalRequest
+from loremesh_agents.ports.embedding import Embedder
+from loremesh_agents.retriever.service import RetrieverService
+from loremesh_agents.retriever.settings import RetrieverSettings
+from tests.documents import document, soon, writes
+
+DOCUMENTS = (
+    document("acme", "Acme Corporation", "Acme Corporation makes anvils. Jane Doe leads Acme Corporation."),
+    document("jane", "Jane Doe", "Jane Doe comes from Lisbon."),
+    document("lisbon", "Lisbon", "Lisbon lies on the Tagus."),
+    document("anvil", "Anvil", "A block of steel."),
+)
+
+
+class WordEmbedder:
+    """Texts that share words are near each other."""
+
+    model = "words"
+    dimension = 32
+
+    async def embed(self, texts: Sequence[str], *, deadline: Deadline) -> NDArray[np.float32]:
+        vectors = np.zeros((len(texts), self.dimension), dtype=np.float32)
+        for row, text in enumerate(texts):
+            for term in search_terms(text):
+                vectors[row, zlib.crc32(term.encode()) % self.dimension] += 1
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+    async def close(self) -> None:
+        return
+
+
+class LateEmbedder(WordEmbedder):
+    """Never answers."""
+
+    async def embed(self, texts: Sequence[str], *, deadline: Deadline) -> NDArray[np.float32]:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+class DownEmbedder(WordEmbedder):
+    """Is down."""
+
+    async def embed(self, texts: Sequence[str], *, deadline: Deadline) -> NDArray[np.float32]:
+        raise BackendUnavailable("words")
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[SqliteGraphStore]:
+    opened = SqliteGraphStore(tmp_path / "graph.db")
+    await opened.write("docs", writes(*DOCUMENTS), embedding_model="", deadline=soon())
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+async def vectors(store: SqliteGraphStore, tmp_path: Path) -> AsyncIterator[FaissVectorIndex]:
+    opened = FaissVectorIndex(store, tmp_path / "vectors")
+    yield opened
+    await opened.close()
+
+
+def service(
+    store: SqliteGraphStore,
+    vectors: FaissVectorIndex | None = None,
+    embedder: Embedder | None = None,
+    **settings: float,
+) -> RetrieverService:
+    changed = RetrieverSettings.model_validate(settings)
+    return RetrieverService(store, SqliteTextIndex(store.connections), vectors, embedder, changed)
+
+
+async def found(
+    retriever: RetrieverService,
+    request: RetrievalRequest,
+    *,
+    principal: Principal = ANONYMOUS,
+    deadline: Deadline | None = None,
+) -> tuple[list[Evidence], Completion]:
+    events = [event async for event in retriever.retrieve(request, principal=principal, deadline=deadline or soon())]
+    *evidence, completion = events
+    assert isinstance(completion, Completion)
+    assert all(isinstance(event, Evidence) for event in evidence)
+    return [event for event in evidence if isinstance(event, Evidence)], completion
+
+
+def reasons(completion: Completion) -> list[tuple[str, DegradationReason]]:
+    return [(degradation.stage, degradation.reason) for degradation in completion.degradations]
+
+
+def documents(evidence: Sequence[Evidence]) -> list[str]:
+    return [entry.source.document_id for entry in evidence]  # type: ignore[union-attr]
+
+
+ASKED = RetrievalRequest("Where does the head of Acme Corporation come from?", ("docs",))
+
+
+async def test_two_rounds_reach_what_is_two_steps_away(store: SqliteGraphStore) -> None:
+    evidence, completion = await found(service(store), RetrievalRequest("Acme Corporation?", ("docs",)))
+    assert documents(evidence)[:3] == ["acme", "jane", "lisbon"]
+    assert completion.usage.evidence_count == len(evidence)
+
+
+async def test_the_fast_profile_goes_one_step(store: SqliteGraphStore) -> None:
+    request = RetrievalRequest("Acme Corporation?", ("docs",), profile=Profile.FAST)
+    evidence, _ = await found(service(store), request)
+    assert documents(evidence)[:2] == ["acme", "jane"]
+    assert "lisbon" not in documents(evidence)
+
+
+async def test_a_late_encoder_costs_its_share_of_the_time_and_no_evidence(
+    store: SqliteGraphStore, vectors: FaissVectorIndex
+) -> None:
+    retriever = service(store, vectors, LateEmbedder(), vector_share=0.02)
+    evidence, completion = await found(retriever, ASKED)
+    assert documents(evidence)[:2] == ["acme", "jane"]
+    assert reasons(completion) == [("vectors", DegradationReason.BUDGET)]
+
+
+async def test_an_encoder_that_is_down_costs_no_evidence(store: SqliteGraphStore, vectors: FaissVectorIndex) -> None:
+    evidence, completion = await found(service(store, vectors, DownEmbedder()), ASKED)
+    assert documents(evidence)[:2] == ["acme", "jane"]
+    assert reasons(completion) == [("vectors", DegradationReason.UNAVAILABLE)]
+
+
+async def test_rounds_are_left_out_when_time_is_short(store: SqliteGraphStore) -> None:
+    evidence, completion = await found(service(store, expansion_reserve=1000.0), ASKED)
+    assert documents(evidence)[0] == "acme"
+    assert ("graph", DegradationReason.BUDGET) in reasons(completion)
+
+
+async def test_a_collection_without_vectors_is_searched_all_the_same(
+    store: SqliteGraphStore, vectors: FaissVectorIndex
+) -> None:
+    evidence, completion = await found(service(store, vectors, WordEmbedder()), ASKED)
+    assert documents(evidence)[:2] == ["acme", "jane"]
+    assert all(entry.why is not None and entry.why.cosine == 0.0 for entry in evidence)
+    assert completion.degradations == ()
+
+
+async def test_no_time_at_all_is_an_error(store: SqliteGraphStore) -> None:
+    with pytest.raises(BudgetExhausted):
+        await found(service(store), ASKED, deadline=Deadline.after(-1))
+
+
+async def test_a_question_without_a_word_is_an_error(store: SqliteGraphStore) -> None:
+    with pytest.raises(InvalidRequest, match="question"):
+        await found(service(store), RetrievalRequest("?!", ("docs",)))
+
+
+async def test_a_long_question_is_cut_and_says_so(store: SqliteGraphStore) -> None:
+    evidence, completion = await found(service(store, longest_question=20), ASKED)
+    assert evidence is not None
+    assert ("question", DegradationReason.LIMIT) in reasons(completion)
+
+
+async def test_what_an_earlier_answer_cited_has_its_reason(store: SqliteGraphStore) -> None:
+    context = RetrievalContext(passages=(PassageReference("docs", "anvil#0"),))
+    evidence, _ = await found(service(store), RetrievalRequest("How heavy is it?", ("docs",), context=context))
+    assert documents(evidence)[0] == "anvil"
+    why = evidence[0].why
+    assert why is not None
+    assert [step.edge for step in why.path] == [EdgeKind.EARLIER_TURN]
+
+
+async def test_a_hidden_passage_is_no_bridge(store: SqliteGraphStore) -> None:
+    hidden = document("deal", "Zed Deal", "The Zed Deal ties Acme Corporation to Xanadu.", readers=frozenset({"board"}))
+    target = document("xanadu", "Xanadu", "Pleasure domes stand there.")
+    await store.write("docs", writes(hidden, target), embedding_model="", deadline=soon())
+    request = RetrievalRequest("What does the Zed Deal tie?", ("docs",))
+    evidence, _ = await found(service(store), request)
+    assert not {"deal", "xanadu"} & set(documents(evidence))
+    evidence, _ = await found(service(store), request, principal=Principal("ada", frozenset({"board"})))
+    assert documents(evidence)[0] == "deal"
+    assert "xanadu" in documents(evidence)
+
+
+async def test_a_caller_who_leaves_early_leaves_nothing_behind(
+    store: SqliteGraphStore, vectors: FaissVectorIndex
+) -> None:
+    before = asyncio.all_tasks()
+    events = service(store, vectors, WordEmbedder()).retrieve(ASKED, principal=ANONYMOUS, deadline=soon())
+    async for _ in events:
+        break
+    await events.aclose()
+    assert asyncio.all_tasks() == before
