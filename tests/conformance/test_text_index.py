@@ -121,7 +121,9 @@ async def test_collections_are_kept_apart(filled: Stores) -> None:
     assert await filled.found("thames", collections=("d",)) == []
 
 
-@pytest.mark.parametrize("term", ['"', "a OR b", "words:the", "x*", "NEAR(a b)", "'; DROP TABLE passage; --", "^the", ""])
+@pytest.mark.parametrize(
+    "term", ['"', "a OR b", "words:the", "x*", "NEAR(a b)", "'; DROP TABLE passage; --", "^the", ""]
+)
 async def test_a_term_is_never_read_as_a_query(filled: Stores, term: str) -> None:
     revision = await filled.graph.revision("c", deadline=soon())
     await filled.text.search({term: 1}, revisions=(revision,), limit=5, deadline=soon())

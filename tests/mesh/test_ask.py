@@ -68,7 +68,7 @@ async def test_evidence_over_two_hops_is_found(client: Client) -> None:
     events = await ask(client, "Where was the leader of Acme Corporation born?", collections=["docs"])
     found = [event.evidence for event in events if event.HasField("evidence")]
     jane = next(evidence for evidence in found if evidence.passage.document_id == "jane")
-    assert [step.entity or step.passage_id for step in jane.why.path] == ["acme#0", "jane doe", "jane#0"]
+    assert [step.entity or step.passage_id for step in jane.why.path] == ["acme#0", "Jane Doe", "jane#0"]
 
 
 async def test_what_the_documents_do_not_know_is_said(client: Client) -> None:

@@ -47,7 +47,7 @@ def test_the_committed_python_is_what_the_protos_give(tmp_path: Path) -> None:
     for both in (expected, found):
         both.pop(_STUB_WITH_FOREIGN_COMMENTS)
     stale = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-    assert not stale, "run `make generate` and commit what it writes"
+    assert not stale, f"run `make generate` and commit what it writes: {stale}"
 
 
 def test_the_rules_that_protos_may_use_are_those_that_the_server_enforces() -> None:

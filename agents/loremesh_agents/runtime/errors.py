@@ -112,7 +112,7 @@ def to_status(error: LoremeshError) -> status_pb2.Status:
         details.append(retry)
     for detail in details:
         status.details.add().Pack(detail)
-    pass
+    _shrink(status, details)
     return status
 
 

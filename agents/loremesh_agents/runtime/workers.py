@@ -145,7 +145,7 @@ class Supervisor:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="loremesh-metrics-")))
             if options.metrics_port is not None:
                 registry = CollectorRegistry()
-                MultiProcessCollector(registry, str(folder))  # type: ignore[no-untyped-call]
+                MultiProcessCollector(registry, str(folder))  # type: ignore[no-untyped-call]  # it has no types
                 shown = await stack.enter_async_context(
                     MetricsServer(registry, options.metrics_host, options.metrics_port)
                 )
@@ -195,7 +195,7 @@ class Supervisor:
                 await process.wait()
             del self._running[process.pid]
             # Its gauges go, its counters stay: totals must never fall.
-            mark_process_dead(process.pid, str(folder))  # type: ignore[no-untyped-call]
+            mark_process_dead(process.pid, str(folder))  # type: ignore[no-untyped-call]  # it has no types
 
     async def _pass_on(self, stop: StopSignals) -> None:
         for event in (stop.drain, stop.now):

@@ -61,7 +61,7 @@ def _download() -> Path | None:
     if importlib.util.find_spec("huggingface_hub") is None or os.environ.get("HF_HUB_OFFLINE") == "1":
         return None
     from huggingface_hub import hf_hub_download  # noqa: PLC0415  # slow to import, and rarely needed
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError  # noqa: PLC0415
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError  # noqa: PLC0415  # the same
 
     try:
         files = [

@@ -5,7 +5,7 @@ import pytest
 
 from loremesh_agents.runtime.interceptors.chain import compose
 
-from ..support import echo, echo_all, service, serving, text, until
+from ..support import echo, service, serving, text, until
 
 
 async def test_the_first_interceptor_is_the_outermost():
@@ -108,44 +108,3 @@ async def test_no_initial_metadata_before_the_first_message():
         go_on.set()
         await anext(aiter(call))
         assert "loremesh-query-id" in await metadata
-
-
-async def test_bytes_that_are_no_message_are_an_invalid_request():
-    async with serving(service(unary=echo, duplex=echo_all)) as running:
-        with pytest.raises(grpc.aio.AioRpcError) as one:
-            await running.channel.unary_unary("/test.v1.TestService/Unary")(b"\xff\xff")
-        with pytest.raises(grpc.aio.AioRpcError) as many:
-            await anext(aiter(running.channel.stream_stream("/test.v1.TestService/Duplex")(iter([b"\xff\xff"]))))
-    assert one.value.code() is many.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-
-
-async def test_a_call_without_its_request_message_is_an_invalid_request():
-    async with serving(service(unary=echo)) as running:
-        with pytest.raises(grpc.aio.AioRpcError) as empty:
-            await running.channel.stream_unary("/test.v1.TestService/Unary")(iter([]))
-    assert empty.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-
-
-async def test_a_cancelled_read_is_not_forgotten():
-    async def duplex(requests, _):
-        reading = asyncio.create_task(anext(requests))
-        await asyncio.sleep(0)
-        reading.cancel()
-        await asyncio.wait([reading])
-        with pytest.raises(RuntimeError, match="cancelled"):
-            await anext(requests)
-        yield text("noticed")
-
-    async with serving(service(duplex=duplex)) as running:
-        call = running.stub.Duplex()
-        assert (await call.read()).value == "noticed"
-        call.cancel()
-
-
-async def test_a_stream_that_has_ended_stays_ended():
-    async def upload(requests, _):
-        first = [request.value async for request in requests]
-        return text(f"{first} {[request.value async for request in requests]}")
-
-    async with serving(service(upload=upload)) as running:
-        assert (await running.stub.Upload(iter([text("a")]))).value == "['a'] []"

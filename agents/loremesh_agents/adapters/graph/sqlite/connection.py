@@ -5,7 +5,7 @@ import sqlite3
 import time
 from collections.abc import AsyncGenerator, Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -159,8 +159,10 @@ class Connections:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
             connection.interrupt()
-            # The connection is given to the next one only when its thread is done with it.
-            await asyncio.wait([running])
+            # The connection is given to the next one only when its thread is done with it, however often we are cancelled.
+            while not running.done():
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait([running])
             if not running.cancelled():
                 running.exception()
             raise

@@ -51,6 +51,7 @@ class Writer:
     term_changes: Counter[int] = field(default_factory=Counter[int])
     inserted: dict[int, TextSpans] = field(default_factory=dict[int, TextSpans])
     entity_ids: dict[str, int] = field(default_factory=dict[str, int])
+    term_ids: dict[str, int] = field(default_factory=dict[str, int])
     mention_changes: Counter[int] = field(default_factory=Counter[int])
     title_changes: Counter[int] = field(default_factory=Counter[int])
     changed: bool = False
@@ -257,10 +258,16 @@ class Writer:
         connection.execute("DELETE FROM document WHERE id = ?", (document,))
 
     def _term(self, term: str) -> int:
+        known = self.term_ids.get(term)
+        if known is not None:
+            return known
         row = self.connection.execute("SELECT id FROM term WHERE term = ?", (term,)).fetchone()
-        if row is not None:
-            return int(row[0])
-        return int(self.connection.execute("INSERT INTO term (term) VALUES (?)", (term,)).lastrowid or 0)
+        if row is None:
+            found = int(self.connection.execute("INSERT INTO term (term) VALUES (?)", (term,)).lastrowid or 0)
+        else:
+            found = int(row[0])
+        self.term_ids[term] = found
+        return found
 
     def _entity(self, key: str) -> int:
         known = self.entity_ids.get(key)
@@ -347,8 +354,9 @@ class Writer:
         titles.update({key: entity for entity, key in became})
         for entity in ceased:
             titles = {key: titled for key, titled in titles.items() if titled != entity}
+        keys = frozenset(titles)
         for ref, spans in self.inserted.items():
-            for key in set(title_candidates(spans)).intersection(titles):
+            for key in keys.intersection(title_candidates(spans)):
                 if is_matchable(key):
                     self._mention(titles[key], ref, TITLED)
         for entity, key in became:
