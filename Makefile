@@ -37,7 +37,7 @@ check: $(VENV)/.dev $(TOOLS)/.ready ## Lints, types, layers, contract, generated
 	$(BIN)/lint-imports
 	$(BUF) lint
 	$(BUF) format proto --diff --exit-code
-	test ! -e proto/baseline.binpb || $(BUF) breaking proto --against proto/baseline.binpb
+	$(BUF) breaking proto --against proto/baseline.binpb
 	rm -rf $(TOOLS)/fresh
 	$(BUF) generate --output $(TOOLS)/fresh
 	@diff --recursive --brief --exclude=__pycache__ generated $(TOOLS)/fresh/generated || { echo "generated/ is stale: run 'make generate' and commit what it writes"; exit 1; }

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 BENCHMARKS = {
+    "relay": "what the coordinator adds to a token stream between a client and a generator",
     "retrieval": "quality and time of the retriever on a data set in BEIR layout",
 }
 """Modules of this package by name, with what they measure. Each has `add_arguments(parser)` and `run(arguments) -> dict`."""

@@ -29,9 +29,6 @@ from loremesh_agents.domain.plan import Plan, PlanStep, Route
 from loremesh_agents.ports.language_model import GenerationRequest, ToolCallPiece
 from loremesh_agents.ports.peers import GenerationStart, Generator, Prompt, Retriever, SynthesisStart, Synthesizer
 
-MOST_TOKENS_TOGETHER = 32
-"""Tokens of a delta at the most, where several are ready together."""
-
 
 class CoordinatorService:
     """Answers questions with the help of the other agents.
@@ -230,6 +227,7 @@ class _Answer:
         raise RuntimeError("the synthesizer ended without a prompt")
 
     async def _write(self, prompt: Prompt) -> AsyncGenerator[TokenDelta | Citation | Degradation | Heartbeat]:
+        together = self._service.settings.tokens_together
         scanner = CitationScanner({source.number: source.evidence_ids for source in prompt.sources})
         generation = self._service.generate(self._question, self._plan, prompt, self._deadline)
         try:
@@ -237,7 +235,7 @@ class _Answer:
                 while (items := await pump.take(self._heartbeat)) is not None:
                     if not items:
                         yield Heartbeat()
-                    for item in coalesced(items):
+                    for item in coalesced(items, together):
                         if isinstance(item, TokenDelta):
                             if "first_token" not in self._timings:
                                 self._timings["first_token"] = time.monotonic() - self._began
@@ -284,9 +282,9 @@ class _Answer:
 
 
 def coalesced(
-    items: list[GenerationStart | TokenDelta | ToolCallPiece | Completion],
+    items: list[GenerationStart | TokenDelta | ToolCallPiece | Completion], most: int
 ) -> list[GenerationStart | TokenDelta | ToolCallPiece | Completion]:
-    """The items, with deltas that follow one another joined up to 32 tokens."""
+    """The items, with deltas that follow one another joined up to `most` tokens."""
     if len(items) == 1:
         return items
     joined: list[GenerationStart | TokenDelta | ToolCallPiece | Completion] = []
@@ -294,7 +292,7 @@ def coalesced(
     count = 0
     for item in items:
         if isinstance(item, TokenDelta):
-            if run and count + item.token_count > MOST_TOKENS_TOGETHER:
+            if run and count + item.token_count > most:
                 joined.append(_join(run))
                 run, count = [], 0
             run.append(item)
