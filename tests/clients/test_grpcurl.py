@@ -30,7 +30,7 @@ async def test_grpcurl_lists_describes_and_asks(tmp_path: Path) -> None:
         address = mesh.targets["coordinator"]
         assert "loremesh.v1.CoordinatorService" in (await grpcurl(address, "list")).split()
         described = await grpcurl(address, "describe", "loremesh.v1.CoordinatorService")
-        assert "rpc Ask ( .loremesh.v1.AskRequest ) returns ( stream .loremesh.v1.AskResponse );" in described
+        assert "rpc Ask ( .loremesh.v1.AskRequest ) returns ( stream .loremesh.v1.AskResponse )" in described
         question = json.dumps({"question": "Who has led Acme Corporation since 2019?"})
         answer = await grpcurl("-d", question, address, "loremesh.v1.CoordinatorService/Ask")
     events = json.loads("[" + answer.replace("}\n{", "},{") + "]")
