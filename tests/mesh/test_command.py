@@ -1,0 +1,107 @@
+"""The `loremesh` command as a person and a script use it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("LOREMESH_")}
+
+
+def loremesh(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "loremesh_agents.cli", *arguments],
+        env={**ENVIRONMENT, "LOREMESH_STORES__EMBEDDER": "none", **environment},
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+
+
+@pytest.fixture
+def notes(tmp_path: Path) -> Path:
+    folder = tmp_path / "notes"
+    (folder / "people").mkdir(parents=True)
+    (folder / "acme.md").write_text("# Acme Corporation\n\nJane Doe has led Acme Corporation since 2019.\n")
+    (folder / "people" / "jane.txt").write_text("Jane Doe\n========\n\nJane Doe was born in Lisbon in 1975.\n")
+    return folder
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom loremesh_agents.cli.main import loremesh\n"
+        "loremesh.main(['--help'], standalone_mode=False)\n"
+        "print([name for name in ('grpc', 'numpy', 'pydantic', 'rich', 'faiss') if name in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.splitlines()[-1] == "[]"
+    assert "Exit codes" in found.stdout
+
+
+def test_files_are_read_asked_and_synchronised(notes: Path, tmp_path: Path) -> None:
+    data = ("--data", str(tmp_path / "data"))
+    first = loremesh("ingest", str(notes), "-c", "notes", "--sync", *data)
+    assert (first.returncode, first.stderr) == (0, "")
+    assert first.stdout.startswith("2 new, 0 changed, 0 unchanged, 0 failed, 0 deleted")
+
+    asked = loremesh("ask", "Who has led Acme Corporation since 2019?", "--why", *data)
+    assert asked.returncode == 0
+    assert asked.stdout.startswith("Jane Doe has led Acme Corporation since 2019. [1]\n")
+    assert "[1] Acme Corporation" in asked.stdout
+
+    events = loremesh("ask", "Who has led Acme Corporation since 2019?", "--json", *data)
+    lines = [json.loads(line) for line in events.stdout.splitlines()]
+    assert "plan" in lines[0]
+    assert "completion" in lines[-1]
+
+    (notes / "people" / "jane.txt").unlink()
+    (notes / "bad.pdf").write_bytes(b"%PDF nothing")
+    failed = tmp_path / "failed.txt"
+    second = loremesh("ingest", str(notes), "-c", "notes", "--sync", "--failed", str(failed), *data)
+    assert second.returncode == 5
+    assert second.stdout.startswith("0 new, 0 changed, 1 unchanged, 1 failed, 1 deleted")
+    assert "bad.pdf" in second.stderr
+    assert failed.read_text() == f"{notes / 'bad.pdf'}\n"
+
+    listed = loremesh("collections", "--json", *data)
+    assert json.loads(listed.stdout)["documentCount"] == "1"
+
+
+def test_errors_are_sentences_with_exit_codes(tmp_path: Path) -> None:
+    data = ("--data", str(tmp_path / "data"))
+    missing = loremesh("ask", "Who?", "-c", "nowhere", *data)
+    assert missing.returncode == 4
+    assert "There is no collection 'nowhere'." in missing.stderr
+    away = loremesh("ask", "Who?", "--address", "127.0.0.1:1", "--timeout", "5", *data)
+    assert away.returncode == 3
+    assert "coordinator" in away.stderr
+    unknown = loremesh("config", "show", LOREMESH_RETREIVER__DEFAULT_BUDGET="1")
+    assert unknown.returncode == 2
+    assert "LOREMESH_RETREIVER__DEFAULT_BUDGET" in unknown.stderr
+    wrong = loremesh("config", "show", LOREMESH_RETRIEVER__DEFAULT_BUDGET="-1")
+    assert wrong.returncode == 2
+    assert "retriever.default_budget" in wrong.stderr
+    assert loremesh("serve", "nobody").returncode == 2
+    assert loremesh("ingest", str(tmp_path / "never"), "-c", "c", *data).returncode == 2
+
+
+def test_settings_say_where_they_come_from(tmp_path: Path) -> None:
+    config = tmp_path / "loremesh.toml"
+    config.write_text("[generator]\ndefault_max_tokens = 7\n[retriever]\ndefault_budget = 3.0\n")
+    found = loremesh("config", "show", "--json", "--config", str(config), LOREMESH_RETRIEVER__DEFAULT_BUDGET="4")
+    rows = {row["name"]: (row["value"], row["origin"]) for row in map(json.loads, found.stdout.splitlines())}
+    assert rows["generator.default_max_tokens"] == ("7", str(config))
+    assert rows["retriever.default_budget"] == ("4.0", "environment")
+    assert rows["stores.embedder"] == ("none", "environment")
+    assert rows["synthesizer.default_budget"][1] == "default"
+
+
+def test_health_of_nobody_is_an_error() -> None:
+    addresses = {f"LOREMESH_ADDRESSES__{name}": "127.0.0.1:1" for name in ("COORDINATOR", "RETRIEVER")}
+    found = loremesh("health", "coordinator", "retriever", "--json", **addresses)
+    assert found.returncode == 3
+    assert {json.loads(line)["state"] for line in found.stdout.splitlines()} == {"does not answer"}
