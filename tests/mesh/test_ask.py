@@ -116,7 +116,8 @@ async def test_the_direct_route_asks_the_generator_alone(client: Client) -> None
 async def test_a_plan_is_given_without_doing_it(client: Client) -> None:
     response = await client.coordinator.PlanQuery(pb.PlanQueryRequest(ask=pb.AskRequest(question="Who?")), timeout=5)
     assert [step.action for step in response.plan.steps] == ["retrieve", "synthesize", "generate"]
-    assert 4 <= response.plan.budget.seconds < 5
+    # gRPC rounds a deadline up on its way.
+    assert 4 <= response.plan.budget.seconds <= 5
 
 
 async def test_an_unknown_collection_is_not_found(client: Client) -> None:

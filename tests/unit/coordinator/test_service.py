@@ -54,8 +54,9 @@ async def test_leaving_in_any_phase_cancels_the_peer_and_leaves_no_task(phase: s
     ("phase", "stage"), [("retrieve", "retrieval"), ("synthesize", "prompt"), ("generate", "generation")]
 )
 async def test_what_does_not_fit_into_the_budget_is_left_out_in_time(phase: str, stage: str) -> None:
-    deadline = Deadline.after(0.6)
-    events = [event async for event in service_of(Peers(closed=phase)).ask(QUESTION, deadline=deadline)]
+    deadline = Deadline.after(3)
+    service = service_of(Peers(closed=phase), reserve=0.3)
+    events = [event async for event in service.ask(QUESTION, deadline=deadline)]
     assert not deadline.expired
     assert stage in [event.stage for event in events if isinstance(event, Degradation)]
     assert isinstance(events[-1], Completion)
