@@ -1,6 +1,6 @@
 """What the coordinator adds to a token stream: client -> coordinator -> generator against client -> generator.
 
-Each of the three is a process of its own. The generator's engine makes tokens as fast as they are taken, or at a pace; tokens that are ready together
+Each of the three is a process of its own. The generator's engine makes tokens one by one, as fast as they are taken or at a pace; those that are ready together
 travel together, at most 32, on both sides alike, or one a message ("uncoalesced"). Sides alternate within a run, and the figures are medians over the
 rounds. A paced token carries the time at which it was due; its lag is how much later the client had it.
 """
@@ -41,7 +41,7 @@ _PACE = 50.0
 
 
 class PacedModel:
-    """An engine that makes tokens and means nothing by them. The question says how: tokens, tokens a message, tokens a second (0: as fast as can be)."""
+    """An engine that makes tokens and means nothing by them. The question says how: how many, and how many a second (0: as fast as can be)."""
 
     async def models(self, *, deadline: Deadline) -> tuple[Model, ...]:
         return (Model("paced", 1 << 20, "", "paced", frozenset({Capability.GENERATION})),)
@@ -53,24 +53,24 @@ class PacedModel:
         self, request: GenerationRequest, *, deadline: Deadline
     ) -> AsyncGenerator[TokenDelta | GenerationEnd]:
         order = json.loads(request.question)
-        count, together, pace = order["tokens"], order["together"], order["pace"]
+        count, pace = order["tokens"], order["pace"]
         began = time.monotonic()
-        for sequence in range(0, count, together):
+        for sequence in range(count):
             if pace:
                 due = began + sequence / pace
                 await asyncio.sleep(max(0.0, due - time.monotonic()))
                 yield TokenDelta(f"{due:.6f} ", sequence)
             else:
-                yield TokenDelta("token " * together, sequence, together)
+                yield TokenDelta("token ", sequence)
         yield GenerationEnd(FinishReason.STOP, Usage(completion_tokens=count))
 
     async def close(self) -> None:
         """Holds nothing."""
 
 
-async def _serve_generator() -> None:
+async def _serve_generator(together: int) -> None:
     model: Any = PacedModel()
-    settings = GeneratorSettings(default_max_tokens=1 << 20)
+    settings = GeneratorSettings(default_max_tokens=1 << 20, tokens_together=together)
     servicer = GeneratorServicer(GeneratorService(model, settings))
     descriptor = generator_service_pb2.DESCRIPTOR.services_by_name["GeneratorService"]
     add = generator_service_pb2_grpc.add_GeneratorServiceServicer_to_server
@@ -139,13 +139,13 @@ class _Sides:
 _NO_LAGS: list[float] = []
 
 
-def _order(tokens: int, together: int, pace: float = 0.0) -> str:
-    return json.dumps({"tokens": tokens, "together": together, "pace": pace})
+def _order(tokens: int, pace: float = 0.0) -> str:
+    return json.dumps({"tokens": tokens, "pace": pace})
 
 
-async def _compare(sides: _Sides, streams: int, tokens: int, together: int, rounds: int) -> tuple[float, float]:
+async def _compare(sides: _Sides, streams: int, tokens: int, rounds: int) -> tuple[float, float]:
     """Median ratio of the rounds, and median tokens a second through the coordinator."""
-    order = _order(tokens, together)
+    order = _order(tokens)
     ratios: list[float] = []
     rates: list[float] = []
     for number in range(rounds + 1):
@@ -159,27 +159,26 @@ async def _compare(sides: _Sides, streams: int, tokens: int, together: int, roun
 
 
 async def _measure(rounds: int) -> dict[str, Any]:
-    generator = _process(sys.executable, "-m", "bench.relay", "generator")
-    async with generator as (_, generator_target):
-        serve = (sys.executable, "-m", "loremesh_agents.cli", "serve", "coordinator", "--free-ports")
-        figures: dict[str, Any] = {}
-        for name, together in (("", 32), ("_uncoalesced", 1)):
+    serve = (sys.executable, "-m", "loremesh_agents.cli", "serve", "coordinator", "--free-ports")
+    figures: dict[str, Any] = {}
+    for name, together in (("", 32), ("_uncoalesced", 1)):
+        async with _process(sys.executable, "-m", "bench.relay", "generator", str(together)) as (_, generator):
             environment = {
-                "LOREMESH_ADDRESSES__GENERATOR": generator_target,
+                "LOREMESH_ADDRESSES__GENERATOR": generator,
                 "LOREMESH_COORDINATOR__TOKENS_TOGETHER": str(together),
             }
             async with _process(*serve, **environment) as (coordinator, target):
-                sides = _Sides(generator_target, target)
+                sides = _Sides(generator, target)
                 figures |= await _measure_side(sides, coordinator, name, together, rounds)
                 await sides.close()
-        return figures
+    return figures
 
 
 async def _measure_side(
     sides: _Sides, coordinator: psutil.Process, name: str, together: int, rounds: int
 ) -> dict[str, Any]:
-    one, one_rate = await _compare(sides, 1, 20_000 if together > 1 else 4_000, together, rounds)
-    many, many_rate = await _compare(sides, _STREAMS, 4_000 if together > 1 else 400, together, rounds)
+    one, one_rate = await _compare(sides, 1, 20_000 if together > 1 else 4_000, rounds)
+    many, many_rate = await _compare(sides, _STREAMS, 4_000 if together > 1 else 400, rounds)
     figures: dict[str, Any] = {
         f"ratio_1{name}": round(one, 3),
         f"ratio_64{name}": round(many, 3),
@@ -188,20 +187,20 @@ async def _measure_side(
     }
     before = coordinator.cpu_times()
     tokens = 4_000 if together > 1 else 400
-    await sides.round("mesh", _STREAMS, _order(tokens, together), _NO_LAGS)
+    await sides.round("mesh", _STREAMS, _order(tokens), _NO_LAGS)
     after = coordinator.cpu_times()
     cpu = after.user + after.system - before.user - before.system
     figures[f"cpu_us_per_token{name}"] = round(cpu / (tokens * _STREAMS) * 1e6, 2)
     if name:
         return figures
     lags: list[float] = []
-    await sides.round("mesh", _STREAMS, _order(250, 1, _PACE), lags)
+    await sides.round("mesh", _STREAMS, _order(250, _PACE), lags)
     lags.sort()
     figures["paced_64_p99_lag_ms"] = round(lags[int(len(lags) * 0.99)] * 1e3, 2)
     firsts: dict[str, list[float]] = {"direct": [], "mesh": []}
     for number in range(100):
         for side in ("direct", "mesh") if number % 2 else ("mesh", "direct"):
-            firsts[side].append((await sides.round(side, 1, _order(1, 1), _NO_LAGS))[1])
+            firsts[side].append((await sides.round(side, 1, _order(1), _NO_LAGS))[1])
     added = statistics.median(firsts["mesh"]) - statistics.median(firsts["direct"])
     figures["added_first_token_ms_p50"] = round(added * 1e3, 2)
     return figures
@@ -219,7 +218,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] != ["generator"]:
+    if sys.argv[1:2] != ["generator"]:
         raise SystemExit(f"{Path(__file__).name} is started by python -m bench relay")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as generator_runner:
-        generator_runner.run(_serve_generator())
+        generator_runner.run(_serve_generator(int(sys.argv[2])))

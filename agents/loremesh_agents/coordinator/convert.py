@@ -62,7 +62,9 @@ def event_to_proto(event: Event) -> pb.AskResponse:
     """An event of an answer."""
     match event:
         case TokenDelta():
-            return pb.AskResponse(delta=wire.delta_to_proto(event))
+            response = pb.AskResponse()
+            wire.write_delta(event, response.delta)
+            return response
         case Citation():
             return pb.AskResponse(citation=wire.citation_to_proto(event))
         case Evidence():

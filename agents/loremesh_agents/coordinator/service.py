@@ -7,7 +7,6 @@ from contextlib import aclosing
 from dataclasses import replace
 
 from loremesh_agents.coordinator.events import Event, Heartbeat, Question, Sources
-from loremesh_agents.coordinator.pump import Pump
 from loremesh_agents.coordinator.settings import CoordinatorSettings
 from loremesh_agents.domain.answer import (
     Citation,
@@ -19,6 +18,7 @@ from loremesh_agents.domain.answer import (
     Usage,
 )
 from loremesh_agents.domain.citations import CitationScanner
+from loremesh_agents.domain.coalescing import coalesced
 from loremesh_agents.domain.conversation import Message, Role
 from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.errors import BudgetExhausted, InvalidRequest, NotImplementedYet, UnsupportedByModel
@@ -26,6 +26,7 @@ from loremesh_agents.domain.evidence import Evidence
 from loremesh_agents.domain.followup import EarlierTurn, standalone, turns
 from loremesh_agents.domain.lexicon import search_terms
 from loremesh_agents.domain.plan import Plan, PlanStep, Route
+from loremesh_agents.domain.read_ahead import ReadAhead
 from loremesh_agents.ports.language_model import GenerationRequest, ToolCallPiece
 from loremesh_agents.ports.peers import GenerationStart, Generator, Prompt, Retriever, SynthesisStart, Synthesizer
 
@@ -85,7 +86,7 @@ class CoordinatorService:
             )
         return Plan(route, asked.question, steps, asked.context, budget)
 
-    async def ask(
+    def ask(
         self, question: Question, *, deadline: Deadline, earlier: tuple[EarlierTurn, ...] | None = None
     ) -> AsyncGenerator[Event]:
         """Streams the answer; the last event is the completion. Closing the stream cancels every call downstream.
@@ -100,11 +101,7 @@ class CoordinatorService:
             LoremeshError: What a peer that the answer cannot do without raised.
         """
         plan = self.plan(question, earlier, deadline=deadline)
-        yield plan
-        answer = _Answer(self, question, plan, self._spendable(deadline))
-        async with aclosing(answer.events()) as events:
-            async for event in events:
-                yield event
+        return _Answer(self, question, plan, self._spendable(deadline)).events()
 
     def _spendable(self, deadline: Deadline) -> Deadline:
         return deadline.shrink(reserve=min(self._settings.reserve, deadline.remaining() / 10))
@@ -149,6 +146,7 @@ class _Answer:
         self._evidence_count = 0
 
     async def events(self) -> AsyncGenerator[Event]:
+        yield self._plan
         if self._plan.route is Route.DIRECT:
             asked = Message(Role.USER, self._plan.standalone_question)
             self._prompt = Prompt((*self._question.history, asked), ())
@@ -175,8 +173,8 @@ class _Answer:
                 self._question, self._plan, self._deadline.fraction(settings.retrieval_share)
             )
             try:
-                async with Pump(retrieval) as pump:
-                    while (items := await pump.take(self._heartbeat)) is not None:
+                async with ReadAhead(retrieval, self._heartbeat) as arriving:
+                    while (items := await arriving.take()) is not None:
                         if not items:
                             yield Heartbeat()
                         for item in items:
@@ -231,8 +229,8 @@ class _Answer:
         scanner = CitationScanner({source.number: source.evidence_ids for source in prompt.sources})
         generation = self._service.generate(self._question, self._plan, prompt, self._deadline)
         try:
-            async with Pump(generation) as pump:
-                while (items := await pump.take(self._heartbeat)) is not None:
+            async with ReadAhead(generation, self._heartbeat) as written:
+                while (items := await written.take()) is not None:
                     if not items:
                         yield Heartbeat()
                     for item in coalesced(items, together):
@@ -279,40 +277,3 @@ class _Answer:
             model=self._start.model,
             model_fingerprint=self._start.model_fingerprint,
         )
-
-
-def coalesced(
-    items: list[GenerationStart | TokenDelta | ToolCallPiece | Completion], most: int
-) -> list[GenerationStart | TokenDelta | ToolCallPiece | Completion]:
-    """The items, with deltas that follow one another joined up to `most` tokens."""
-    if len(items) == 1:
-        return items
-    joined: list[GenerationStart | TokenDelta | ToolCallPiece | Completion] = []
-    run: list[TokenDelta] = []
-    count = 0
-    for item in items:
-        if isinstance(item, TokenDelta):
-            if run and count + item.token_count > most:
-                joined.append(_join(run))
-                run, count = [], 0
-            run.append(item)
-            count += item.token_count
-        else:
-            if run:
-                joined.append(_join(run))
-                run, count = [], 0
-            joined.append(item)
-    if run:
-        joined.append(_join(run))
-    return joined
-
-
-def _join(run: list[TokenDelta]) -> TokenDelta:
-    if len(run) == 1:
-        return run[0]
-    return TokenDelta(
-        text="".join(delta.text for delta in run),
-        sequence=run[0].sequence,
-        token_count=sum(delta.token_count for delta in run),
-        token_ids=tuple(token for delta in run for token in delta.token_ids),
-    )

@@ -2,6 +2,8 @@
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from loremesh_agents.domain.coalescing import MOST_TOGETHER
+
 
 class CoordinatorSettings(BaseModel):
     """Settings of the coordinator; times in seconds."""
@@ -20,7 +22,7 @@ class CoordinatorSettings(BaseModel):
     """Silence after which a heartbeat is sent."""
     prompt_token_budget: int = Field(default=4096, gt=0)
     """Most tokens of a prompt where the caller does not say."""
-    tokens_together: int = Field(default=32, gt=0)
+    tokens_together: int = Field(default=MOST_TOGETHER, gt=0)
     """Tokens of one message at the most, where several are ready together."""
     waiting_turns: int = Field(default=8, gt=0)
     """Turns of a chat that may wait for the one that runs."""

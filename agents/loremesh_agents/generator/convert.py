@@ -21,7 +21,9 @@ def event_to_proto(event: GenerationStart | TokenDelta | ToolCallPiece | Complet
     """An event of a generation."""
     match event:
         case TokenDelta():
-            return pb.GenerateResponse(delta=wire.delta_to_proto(event))
+            response = pb.GenerateResponse()
+            wire.write_delta(event, response.delta)
+            return response
         case ToolCallPiece():
             return pb.GenerateResponse(tool_call=wire.tool_call_piece_to_proto(event))
         case GenerationStart():

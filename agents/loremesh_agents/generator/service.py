@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
 from dataclasses import replace
 
 from loremesh_agents.domain.answer import Completion, TokenDelta
+from loremesh_agents.domain.coalescing import coalesced
 from loremesh_agents.domain.conversation import Role
 from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.errors import InvalidRequest, ModelChanged, ModelNotFound, UnsupportedByModel
+from loremesh_agents.domain.read_ahead import ReadAhead
 from loremesh_agents.generator.settings import GeneratorSettings
 from loremesh_agents.ports.language_model import (
     Capability,
@@ -64,21 +65,22 @@ class GeneratorService:
         request = replace(request, options=replace(request.options, max_tokens=limited))
         yield GenerationStart(model.name, model.fingerprint)
         timings: dict[str, float] = {}
-        async with aclosing(self._model.generate(request, deadline=deadline)) as events:
-            async for event in events:
-                if isinstance(event, GenerationEnd):
-                    yield Completion(
-                        event.finish_reason,
-                        event.usage,
-                        {**timings, "total": time.monotonic() - began},
-                        resumptions=event.resumptions,
-                        model=model.name,
-                        model_fingerprint=model.fingerprint,
-                    )
-                    return
-                if not timings:
-                    timings["first_token"] = time.monotonic() - began
-                yield event
+        async with ReadAhead(self._model.generate(request, deadline=deadline)) as written:
+            while (events := await written.take()) is not None:
+                for event in coalesced(events, self._settings.tokens_together):
+                    if isinstance(event, GenerationEnd):
+                        yield Completion(
+                            event.finish_reason,
+                            event.usage,
+                            {**timings, "total": time.monotonic() - began},
+                            resumptions=event.resumptions,
+                            model=model.name,
+                            model_fingerprint=model.fingerprint,
+                        )
+                        return
+                    if not timings:
+                        timings["first_token"] = time.monotonic() - began
+                    yield event
         raise RuntimeError("the engine ended without an end")
 
     async def models(self, *, deadline: Deadline) -> tuple[Model, ...]:

@@ -109,7 +109,7 @@ class LanguageModel(Protocol):
     def generate(
         self, request: GenerationRequest, *, deadline: Deadline
     ) -> AsyncGenerator[TokenDelta | ToolCallPiece | GenerationEnd]:
-        """Tokens as they come; what is ready together is one delta of at most 32 tokens. Ends with a GenerationEnd.
+        """Tokens as the engine gives them; the agent joins those that are ready together. Ends with a GenerationEnd.
 
         Closing the iterator stops the engine's work on the request.
         """

@@ -381,11 +381,13 @@ def source_from_proto(message: synthesizer_service_pb2.Source) -> Source:
     return Source(message.number, ids, message.title, message.uri, message.markdown, message.text)
 
 
-def delta_to_proto(delta: TokenDelta) -> answer_pb2.TokenDelta:
-    """Tokens."""
-    return answer_pb2.TokenDelta(
-        text=delta.text, sequence=delta.sequence, token_ids=delta.token_ids, token_count=delta.token_count
-    )
+def write_delta(delta: TokenDelta, message: answer_pb2.TokenDelta) -> None:
+    """Tokens, written in place: a message made apart would be copied, and there is one for each token."""
+    message.text = delta.text
+    message.sequence = delta.sequence
+    message.token_count = delta.token_count
+    if delta.token_ids:
+        message.token_ids.extend(delta.token_ids)
 
 
 def delta_from_proto(message: answer_pb2.TokenDelta) -> TokenDelta:

@@ -6,7 +6,7 @@ from contextlib import aclosing
 import pytest
 
 from loremesh_agents.coordinator.events import Heartbeat, Question, Sources
-from loremesh_agents.coordinator.service import CoordinatorService, coalesced
+from loremesh_agents.coordinator.service import CoordinatorService
 from loremesh_agents.coordinator.settings import CoordinatorSettings
 from loremesh_agents.domain.answer import Citation, Completion, Degradation, FinishReason, TokenDelta
 from loremesh_agents.domain.deadline import Deadline
@@ -85,11 +85,3 @@ async def test_long_silences_are_filled_with_heartbeats() -> None:
         async for event in events:
             if isinstance(event, Heartbeat):
                 break
-
-
-def test_ready_deltas_are_joined_up_to_32_tokens() -> None:
-    end = Completion(FinishReason.STOP)
-    joined = coalesced([*(TokenDelta(f"{n} ", n, 1, (n,)) for n in range(40)), end], 32)
-    assert [delta.token_count for delta in joined[:-1] if isinstance(delta, TokenDelta)] == [32, 8]
-    assert joined[1] == TokenDelta("".join(f"{n} " for n in range(32, 40)), 32, 8, tuple(range(32, 40)))
-    assert joined[-1] is end
