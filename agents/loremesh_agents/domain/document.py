@@ -129,13 +129,13 @@ class TextSpans:
 
     Attributes:
         words: Normalised words (`lexicon.entity_key` of each), in order.
-        nameable: For each word, whether a title of that single word may match it: it is written like a name (capital letter, digit
-            or underscore inside) and is not part of a longer capitalised span.
+        names: Those that a title of that single word may match: written like a name (a capital letter, a digit or underscore inside), and
+            not part of a longer capitalised span.
         capitalised: Keys of the capitalised spans, whatever the titles of the collection are.
     """
 
     words: tuple[str, ...]
-    nameable: tuple[bool, ...]
+    names: frozenset[str]
     capitalised: frozenset[str]
 
 

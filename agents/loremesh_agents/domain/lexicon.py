@@ -3,9 +3,12 @@
 import re
 import unicodedata
 from dataclasses import dataclass
+from functools import lru_cache
 
 # Accents may be characters of their own (decomposed text): they belong to the letter before them.
 _WORD = re.compile(r"\w[\w\u0300-\u036f]*(?:[.'’-]\w[\w\u0300-\u036f]*)*", re.UNICODE)
+_SPLIT = re.compile(f"({_WORD.pattern})", re.UNICODE)
+_COMPOUND = re.compile(r"[.'’-]")
 _PART = re.compile(r"[^\W_]+", re.UNICODE)
 # Scripts without spaces between words: each character is a term, as are no two of them together.
 _IDEOGRAPH = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002fa1f]")
@@ -175,21 +178,75 @@ def entity_key(name: str) -> str:
     return " ".join(" ".join(key_of_word(word.text) for word in words(name)).split())
 
 
+@dataclass(frozen=True, slots=True)
+class WordForms:
+    """A word as matching and search see it.
+
+    Attributes:
+        keys: Words of its key; a compound with a hyphen has several.
+        terms: Its search terms.
+        capitalised: Whether it is written like a name.
+        identifier: Whether it is written like a name in a program.
+    """
+
+    keys: tuple[str, ...]
+    terms: tuple[str, ...]
+    capitalised: bool
+    identifier: bool
+
+
+@lru_cache(maxsize=1 << 15)  # most words of a text are among the common ones
+def word_forms(word: str) -> WordForms:
+    """The forms of a word as it is written."""
+    return WordForms(tuple(key_of_word(word).split()), _terms_of(word), is_capitalised(word), is_identifier(word))
+
+
+def split(text: str) -> tuple[list[str], list[str]]:
+    """The words of a text as `words` gives them, and what stands between each and the next."""
+    pieces = _SPLIT.split(text)
+    found, between = pieces[1::2], pieces[2::2]
+    if text.isascii() or not _IDEOGRAPH.search(text):
+        return found, between
+    apart: list[str] = []
+    gaps: list[str] = []
+    for word, gap in zip(found, between, strict=True):
+        characters = list(word) if _IDEOGRAPH.search(word) else [word]
+        apart += characters
+        gaps += [*[""] * (len(characters) - 1), gap]
+    return apart, gaps
+
+
+def is_capitalised(word: str) -> bool:
+    """Whether a word is written like a name: it begins with a capital, or with a digit and holds one."""
+    return word[0].isupper() or (word[0].isdigit() and any(character.isupper() for character in word))
+
+
+def is_identifier(word: str) -> bool:
+    """Whether a word is written like a name in a program: with underscores, inner capitals or inner dots."""
+    return (
+        "_" in word
+        or any(character.isupper() for character in word[1:])
+        or ("." in word.strip(".") and not word[0].isdigit())
+    )
+
+
 def search_terms(text: str) -> list[str]:
     """The terms of a text for BM25, in order, with repeats.
 
     Words are folded. A compound (`Jean-Paul`, `object.__exit__`) gives its parts; an identifier with underscores also gives itself.
     """
+    return [term for word in split(text)[0] for term in word_forms(word).terms]
+
+
+def _terms_of(word: str) -> tuple[str, ...]:
+    folded = fold(word)
+    if folded.isalnum():
+        return (folded,)
     terms: list[str] = []
-    for word in words(text):
-        folded = fold(word.text)
-        if folded.isalnum():
-            terms.append(folded)
+    for piece in _COMPOUND.split(folded):
+        if piece == "s":
             continue
-        for piece in re.split(r"[.'’-]", folded):
-            if piece == "s":
-                continue
-            if "_" in piece and piece.strip("_"):
-                terms.append(piece)
-            terms += _PART.findall(piece)
-    return terms
+        if "_" in piece and piece.strip("_"):
+            terms.append(piece)
+        terms += _PART.findall(piece)
+    return tuple(terms)

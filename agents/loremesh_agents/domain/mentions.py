@@ -5,11 +5,12 @@ in the passage. The second depends on that one title alone: whether another titl
 touching the mentions of others, and a title that a caller may not see takes nothing from those that it may.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from loremesh_agents.domain.document import TextSpans
-from loremesh_agents.domain.lexicon import FUNCTION_WORDS, Word, entity_key, key_of_word, words
+from loremesh_agents.domain.lexicon import FUNCTION_WORDS, split, word_forms, words
 
 LONGEST_TITLE = 8
 """Words of a title that is looked for in texts; a longer one is found by its leading words' entities alone."""
@@ -41,80 +42,72 @@ class QuestionSpan:
     nameable: bool
 
 
-def _is_capitalised(word: str) -> bool:
-    return word[0].isupper() or (word[0].isdigit() and any(character.isupper() for character in word))
+def _adjacent(between: str) -> bool:
+    """Whether what stands between two words lets them be one name."""
+    return between == " " or (between.strip(" \t\n\u00a0") == "" and between.count("\n") < 2)
 
 
-def _is_identifier(word: str) -> bool:
-    return (
-        "_" in word
-        or any(character.isupper() for character in word[1:])
-        or ("." in word.strip(".") and not word[0].isdigit())
-    )
-
-
-def _adjacent(text: str, left: Word, right: Word) -> bool:
-    return text[left.end : right.start].strip(" \t\n\u00a0") == "" and text.count("\n", left.end, right.start) < 2
-
-
-def _spans(text: str, found: list[Word]) -> Iterator[tuple[int, int]]:
+def _spans(words: Sequence[str], between: Sequence[str]) -> Iterator[tuple[int, int]]:
     """Capitalised spans as ranges of words: capitalised words, joined by small words between them."""
-    index = 0
-    while index < len(found):
-        if not _is_capitalised(found[index].text):
+    index, count = 0, len(words)
+    while index < count:
+        if not word_forms(words[index]).capitalised:
             index += 1
             continue
         end = index + 1
-        while end < len(found) and end - index < _LONGEST_SPAN:
-            if not _adjacent(text, found[end - 1], found[end]):
-                break
-            if _is_capitalised(found[end].text):
+        while end < count and end - index < _LONGEST_SPAN and _adjacent(between[end - 1]):
+            if word_forms(words[end]).capitalised:
                 end += 1
                 continue
             after = end
-            while after < len(found) and found[after].text in _JOINERS and after - end < 2:
+            while after < count and words[after] in _JOINERS and after - end < 2:
                 after += 1
-            if after == end or after >= len(found) or not _is_capitalised(found[after].text):
+            if after == end or after >= count or not word_forms(words[after]).capitalised:
                 break
-            if not all(_adjacent(text, found[i - 1], found[i]) for i in range(end, after + 1)):
+            if not all(_adjacent(between[place]) for place in range(end, after)):
                 break
             end = after + 1
         yield index, end
         index = end
 
 
-def _trim(found: list[Word], start: int, end: int) -> int:
+def _trim(keys: Sequence[tuple[str, ...]], start: int, end: int) -> int:
     """Where a span begins without the capitalised function word that opens a sentence."""
-    while start < end and key_of_word(found[start].text) in FUNCTION_WORDS:
+    while start < end and " ".join(keys[start]) in FUNCTION_WORDS:
         start += 1
     return start
 
 
 def text_spans(text: str) -> TextSpans:
     """The words of a passage's text and the names that its capital letters show."""
-    found = words(text)
-    keys = [key_of_word(word.text) for word in found]
-    alone = [_is_identifier(word.text) for word in found]
-    names: set[str] = set()
-    for start, end in _spans(text, found):
-        trimmed = _trim(found, start, end)
+    return spans_of(*split(text))
+
+
+def spans_of(words: Sequence[str], between: Sequence[str]) -> TextSpans:
+    """As `text_spans`, of a text that has been split (`lexicon.split`)."""
+    forms = list(map(word_forms, words))
+    keys = [form.keys for form in forms]
+    alone = {place for place, form in enumerate(forms) if form.identifier}
+    capitalised: set[str] = set()
+    for start, end in _spans(words, between):
+        trimmed = _trim(keys, start, end)
         if trimmed == end:
             continue
-        key = " ".join(" ".join(keys[trimmed:end]).split())
-        if key:
-            names.add(key)
+        capitalised.add(_joined(keys[trimmed:end]))
         if end - trimmed == 1:
-            alone[trimmed] = True
-        if trimmed > start and end - start > 1:
+            alone.add(trimmed)
+        if trimmed > start:
             # "The Beatles" is a name with its article as well.
-            names.add(" ".join(" ".join(keys[start:end]).split()))
-    flat: list[str] = []
-    nameable: list[bool] = []
-    for key, single in zip(keys, alone, strict=True):
-        parts = key.split()
-        flat += parts
-        nameable += [single and len(parts) == 1] * len(parts)
-    return TextSpans(tuple(flat), tuple(nameable), frozenset(names))
+            capitalised.add(_joined(keys[start:end]))
+    return TextSpans(
+        tuple([part for parts in keys for part in parts]),
+        frozenset([keys[place][0] for place in alone if len(keys[place]) == 1]),
+        frozenset(capitalised - {""}),
+    )
+
+
+def _joined(keys: Iterable[tuple[str, ...]]) -> str:
+    return " ".join([part for parts in keys for part in parts])
 
 
 def is_matchable(key: str) -> bool:
@@ -125,14 +118,11 @@ def is_matchable(key: str) -> bool:
 
 def title_candidates(spans: TextSpans) -> Iterator[str]:
     """The keys of all titles that a passage could mention, some more than once."""
-    found, nameable = spans.words, spans.nameable
-    for start, first in enumerate(found):
-        if nameable[start]:
-            yield first
-        key = first
-        for end in range(start + 1, min(start + LONGEST_TITLE, len(found))):
-            key = f"{key} {found[end]}"
-            yield key
+    yield from spans.names
+    words = spans.words
+    for start in range(len(words) - 1):
+        for end in range(start + 2, min(start + LONGEST_TITLE, len(words)) + 1):
+            yield " ".join(words[start:end])
 
 
 def occurs(key: str, spans: TextSpans) -> bool:
@@ -140,9 +130,9 @@ def occurs(key: str, spans: TextSpans) -> bool:
     if not is_matchable(key):
         return False
     parts = tuple(key.split())
-    if len(parts) == 1:
-        return any(single and word == key for word, single in zip(spans.words, spans.nameable, strict=True))
     size = len(parts)
+    if size == 1:
+        return key in spans.names
     return any(
         spans.words[start : start + size] == parts
         for start, word in enumerate(spans.words[: len(spans.words) - size + 1])
@@ -161,9 +151,12 @@ def question_spans(question: str) -> list[QuestionSpan]:
     Longer ones come before the shorter ones that they contain.
     """
     found = words(question)
+    written = [word.text for word in found]
+    between = [question[left.end : right.start] for left, right in pairwise(found)]
+    keys = [word_forms(word).keys for word in written]
     capitalised: set[tuple[int, int]] = set()
-    for start, end in _spans(question, found):
-        trimmed = _trim(found, start, end)
+    for start, end in _spans(written, between):
+        trimmed = _trim(keys, start, end)
         if trimmed < end:
             capitalised.add((trimmed, end))
     spans: list[QuestionSpan] = []
@@ -173,10 +166,11 @@ def question_spans(question: str) -> list[QuestionSpan]:
             whole = (start, end) in capitalised
             if size > LONGEST_TITLE and not whole:
                 continue
-            text = question[found[start].start : found[end - 1].end]
-            key = entity_key(text)
-            if not key or FUNCTION_WORDS.issuperset(key.split()):
+            parts = [part for forms in keys[start:end] for part in forms]
+            if FUNCTION_WORDS.issuperset(parts):
                 continue
-            nameable = size > 1 or whole or _is_identifier(text) or _is_capitalised(text)
-            spans.append(QuestionSpan(key, text, found[start].start, found[end - 1].end, whole, size, nameable))
+            forms = word_forms(written[start])
+            nameable = size > 1 or whole or forms.identifier or forms.capitalised
+            first, last = found[start].start, found[end - 1].end
+            spans.append(QuestionSpan(" ".join(parts), question[first:last], first, last, whole, size, nameable))
     return spans

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from loremesh_agents.domain.document import Document, Link, PassageText, PassageWrite, Section
-from loremesh_agents.domain.lexicon import search_terms
-from loremesh_agents.domain.mentions import text_spans
+from loremesh_agents.domain.lexicon import search_terms, split, word_forms
+from loremesh_agents.domain.mentions import spans_of
 from loremesh_agents.domain.titles import titles
 
 WHOLE_WORDS = 300
@@ -125,5 +125,7 @@ def full_text(document: Document, passage: PassageText) -> str:
 
 def analyse(document: Document, passage: PassageText) -> PassageWrite:
     """A passage ready to be stored, without its vector."""
-    terms = search_terms(full_text(document, passage))
-    return PassageWrite(passage, Counter(terms), len(terms), text_spans(passage.text))
+    words, between = split(passage.text)
+    terms = [term for name in (document.title, *passage.headings) for term in search_terms(name)]
+    terms += [term for word in words for term in word_forms(word).terms]
+    return PassageWrite(passage, Counter(terms), len(terms), spans_of(words, between))
