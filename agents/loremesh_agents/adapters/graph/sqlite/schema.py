@@ -2,15 +2,19 @@
 
 A passage's id is its handle: AUTOINCREMENT never gives one again. An entity is a row per collection and key. A mention has a kind: bit 1 where a
 capitalised span gives it, bit 2 where a title does. The full-text table of a collection is `passages_<id>`; it proposes candidates and finds
-the passages that a new title occurs in, and changes in the same transaction as everything else.
+the passages that a new title occurs in, and changes in the same transaction as everything else. Its words are ours, separated by spaces: its tokenizer
+takes none apart.
 """
 
 import sqlite3
+import string
 from pathlib import Path
 
 from loremesh_agents.domain.errors import ConfigurationError
 
-VERSION = 1
+VERSION = 2
+
+_PUNCTUATION = "".join(sorted(set(string.punctuation) - {'"', "'"}))
 
 CAPITALISED = 1
 TITLED = 2
@@ -77,13 +81,14 @@ CREATE TABLE passage_text (
   start_byte INTEGER NOT NULL,
   end_byte INTEGER NOT NULL,
   words TEXT NOT NULL,
-  extra_terms TEXT NOT NULL
+  extra_terms TEXT NOT NULL,
+  names TEXT NOT NULL
 ) STRICT;
 CREATE TABLE vector (passage INTEGER PRIMARY KEY, vector BLOB NOT NULL) STRICT;
 CREATE TABLE removed_passage (
   collection INTEGER NOT NULL, revision INTEGER NOT NULL, passage INTEGER NOT NULL, PRIMARY KEY (collection, revision, passage)
 ) STRICT, WITHOUT ROWID;
-CREATE TABLE term (id INTEGER PRIMARY KEY, term TEXT NOT NULL UNIQUE) STRICT;
+CREATE TABLE term (id INTEGER PRIMARY KEY AUTOINCREMENT, term TEXT NOT NULL UNIQUE) STRICT;
 CREATE TABLE term_statistics (
   collection INTEGER NOT NULL, term INTEGER NOT NULL, passage_count INTEGER NOT NULL, PRIMARY KEY (collection, term)
 ) STRICT, WITHOUT ROWID;
@@ -123,7 +128,7 @@ def create_full_text(connection: sqlite3.Connection, collection: int) -> None:
     """Makes a collection's full-text table."""
     connection.execute(
         f"CREATE VIRTUAL TABLE {full_text_table(collection)} USING fts5("
-        "words, extra_terms, content='', tokenize=\"unicode61 remove_diacritics 0 tokenchars '_'\")"
+        f"words, extra_terms, names, content='', tokenize=\"ascii tokenchars '{_PUNCTUATION}'\")"
     )
 
 
@@ -143,3 +148,9 @@ def prepare(connection: sqlite3.Connection, path: Path | str) -> None:
             " Ingest the documents into a new data directory, or use the build that wrote it."
         )
     connection.executescript(f"BEGIN IMMEDIATE; {_TABLES} PRAGMA user_version = {VERSION}; COMMIT;")
+
+
+def next_id(connection: sqlite3.Connection, table: str) -> int:
+    """The id that the table would give next. Only the writer may use it: nobody else writes meanwhile."""
+    row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = ?", (table,)).fetchone()
+    return (row[0] if row else 0) + 1

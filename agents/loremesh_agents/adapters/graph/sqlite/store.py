@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from loremesh_agents.adapters.graph.sqlite import writer
 from loremesh_agents.adapters.graph.sqlite.connection import Connections
 from loremesh_agents.adapters.graph.sqlite.snapshot import PASSAGE_COLUMNS, SqliteSnapshot, Visibility, passage_of
+from loremesh_agents.adapters.graph.sqlite.writer import Writer, WriterMemory, delete_collection, open_collection
 from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.document import (
     Change,
@@ -59,6 +59,7 @@ class SqliteGraphStore:
         # A snapshot keeps its connection while its caller makes short reads besides: these must never wait for snapshots.
         self._snapshots = asyncio.Semaphore(snapshots)
         self._connections = Connections(path, snapshots + _SHORT_READS)
+        self._memory = WriterMemory()
 
     @property
     def connections(self) -> Connections:
@@ -69,23 +70,31 @@ class SqliteGraphStore:
         self, collection: str, documents: Sequence[DocumentWrite], *, embedding_model: str, deadline: Deadline
     ) -> tuple[CollectionRevision, tuple[WriteResult, ...]]:
         """See the port."""
-        return await self._connections.write(
-            lambda connection: writer.write_documents(connection, collection, documents, embedding_model), deadline
-        )
+
+        def work(connection: sqlite3.Connection) -> tuple[Writer, tuple[WriteResult, ...]]:
+            writer = open_collection(connection, collection, self._memory, create=True)
+            return writer, writer.write(documents, embedding_model)
+
+        writer, results = await self._connections.write(work, deadline)
+        writer.committed()
+        return writer.reached, results
 
     async def delete_documents(
         self, collection: str, document_ids: Sequence[str], *, deadline: Deadline
     ) -> tuple[CollectionRevision, int]:
         """See the port."""
-        return await self._connections.write(
-            lambda connection: writer.delete_documents(connection, collection, document_ids), deadline
-        )
+
+        def work(connection: sqlite3.Connection) -> tuple[Writer, int]:
+            writer = open_collection(connection, collection, self._memory, create=False)
+            return writer, writer.delete(document_ids)
+
+        writer, deleted = await self._connections.write(work, deadline)
+        writer.committed()
+        return writer.reached, deleted
 
     async def delete_collection(self, collection: str, *, deadline: Deadline) -> bool:
         """See the port."""
-        return await self._connections.write(
-            lambda connection: writer.delete_collection(connection, collection), deadline
-        )
+        return await self._connections.write(lambda connection: delete_collection(connection, collection), deadline)
 
     async def collections(self, *, after: str, limit: int, deadline: Deadline) -> tuple[Collection, ...]:
         """See the port."""

@@ -4,19 +4,22 @@ import json
 import sqlite3
 import time
 import uuid
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import urldefrag
 
 import numpy as np
 
 from loremesh_agents.adapters.graph.sqlite.connection import BACKEND
-from loremesh_agents.adapters.graph.sqlite.schema import CAPITALISED, TITLED, create_full_text, full_text_table
-from loremesh_agents.domain.document import DocumentWrite, Outcome, PassageWrite, TextSpans, WriteResult
+from loremesh_agents.adapters.graph.sqlite.entities import EntityChanges
+from loremesh_agents.adapters.graph.sqlite.schema import create_full_text, full_text_table, next_id
+from loremesh_agents.adapters.graph.sqlite.terms import TermChanges, TermIds
+from loremesh_agents.adapters.graph.sqlite.title_filter import TitleFilter
+from loremesh_agents.domain.document import DocumentWrite, Outcome, PassageWrite, WriteResult
 from loremesh_agents.domain.errors import CollectionNotFound, EmbeddingMismatch, WriteConflict
-from loremesh_agents.domain.mentions import is_matchable, occurs, text_spans, title_candidates
 from loremesh_agents.domain.revision import CollectionRevision
+
+_FILTERED_COLLECTIONS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,362 +39,329 @@ class _Totals:
     documents: int = 0
     restricted: int = 0
     passages: int = 0
-    entities: int = 0
     terms: int = 0
 
 
-@dataclass(slots=True)
-class Writer:
-    """One write transaction on one collection."""
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """What is stored under a document's id; `row` is None where that is only a tombstone."""
 
-    connection: sqlite3.Connection
-    collection: _Collection
-    now: float = field(default_factory=time.time)
-    totals: _Totals = field(default_factory=_Totals)
-    term_changes: Counter[int] = field(default_factory=Counter[int])
-    inserted: dict[int, TextSpans] = field(default_factory=dict[int, TextSpans])
-    entity_ids: dict[str, int] = field(default_factory=dict[str, int])
-    term_ids: dict[str, int] = field(default_factory=dict[str, int])
-    mention_changes: Counter[int] = field(default_factory=Counter[int])
-    title_changes: Counter[int] = field(default_factory=Counter[int])
-    changed: bool = False
+    row: int | None
+    content_hash: str
+    source_version: int | None
+    revision: int
+    passage_count: int
+    restricted: int
+
+
+@dataclass(slots=True)
+class WriterMemory:
+    """What a store's writer remembers from one transaction to the next, only to be faster."""
+
+    terms: TermIds = field(default_factory=TermIds)
+    titles: dict[tuple[str, int], TitleFilter] = field(default_factory=dict[tuple[str, int], TitleFilter])
+
+    def titles_of(self, connection: sqlite3.Connection, collection: _Collection) -> TitleFilter:
+        """The filter of a collection's titles, read from the store where another process has changed them."""
+        known = self.titles.pop((collection.uid, collection.revision), None)
+        if known is not None and not known.full:
+            return known
+        rows = connection.execute("SELECT key FROM entity WHERE collection = ? AND title_count > 0", (collection.id,))
+        return TitleFilter([key for (key,) in rows.fetchall()])
+
+    def committed(self, reached: CollectionRevision, titles: TitleFilter, terms: dict[str, int]) -> None:
+        """Takes what a transaction leaves that is now in the store."""
+        self.terms.remember(terms)
+        self.titles[reached.collection_uid, reached.revision] = titles
+        while len(self.titles) > _FILTERED_COLLECTIONS:
+            del self.titles[next(iter(self.titles))]
+
+
+class Writer:
+    """One write transaction on one collection.
+
+    Args:
+        connection: Within the transaction.
+        collection: The collection as it is.
+        memory: Of the store.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, collection: _Collection, memory: WriterMemory) -> None:
+        self._connection = connection
+        self._collection = collection
+        self._memory = memory
+        self._titles = memory.titles_of(connection, collection)
+        self._entities = EntityChanges(connection, collection.id, self._titles)
+        self._terms = TermChanges(connection, collection.id, memory.terms)
+        self._next_document = next_id(connection, "document")
+        self._next_passage = next_id(connection, "passage")
+        self._totals = _Totals()
+        self._now = time.time()
+        self._changed = False
 
     @property
-    def next_revision(self) -> int:
-        """The revision that this transaction makes."""
-        return self.collection.revision + 1
+    def reached(self) -> CollectionRevision:
+        """The state of the collection after the transaction."""
+        revision = self._collection.revision + self._changed
+        return CollectionRevision(self._collection.name, self._collection.uid, revision)
+
+    def committed(self) -> None:
+        """To be called when the transaction is committed."""
+        self._memory.committed(self.reached, self._titles, self._terms.learned)
 
     def write(self, documents: Sequence[DocumentWrite], embedding_model: str) -> tuple[WriteResult, ...]:
         """Writes documents in order."""
-        results = [self._write(document, embedding_model) for document in documents]
+        results: list[WriteResult] = []
+        for run in _without_repeats(documents):
+            results += self._write(run, embedding_model)
         self._finish()
         return tuple(results)
 
-    def delete(self, document_ids: Iterable[str]) -> int:
+    def delete(self, document_ids: Sequence[str]) -> int:
         """Deletes documents; gives how many there were."""
-        deleted = 0
-        for document_id in document_ids:
-            row = self.connection.execute(
-                "SELECT id, source_version FROM document WHERE collection = ? AND document_id = ?",
-                (self.collection.id, document_id),
-            ).fetchone()
-            if row is None:
-                continue
-            self._remove(row[0])
-            self.connection.execute(
-                "INSERT OR REPLACE INTO tombstone VALUES (?, ?, ?, ?, ?)",
-                (self.collection.id, document_id, self.next_revision, row[1], self.now),
-            )
-            deleted += 1
+        stored = {
+            document_id: found for document_id, found in self._stored(document_ids).items() if found.row is not None
+        }
+        self._remove(list(stored.values()))
+        self._connection.executemany(
+            "INSERT OR REPLACE INTO tombstone VALUES (?, ?, ?, ?, ?)",
+            [
+                (self._collection.id, document_id, self._collection.revision + 1, found.source_version, self._now)
+                for document_id, found in stored.items()
+            ],
+        )
+        self._entities.settle()
         self._finish()
-        return deleted
+        return len(stored)
 
-    def _write(self, write: DocumentWrite, embedding_model: str) -> WriteResult:
-        document = write.document
-        stored = self.connection.execute(
-            "SELECT id, content_hash, source_version, revision, passage_count FROM document"
-            " WHERE collection = ? AND document_id = ?",
-            (self.collection.id, document.document_id),
-        ).fetchone()
-        known = stored[2] if stored else None
-        if stored is None:
-            row = self.connection.execute(
-                "SELECT source_version FROM tombstone WHERE collection = ? AND document_id = ?",
-                (self.collection.id, document.document_id),
-            ).fetchone()
-            known = row[0] if row else None
-        version = document.source_version
-        if version is not None and known is not None and version < known:
-            revision, count = (stored[3], stored[4]) if stored else (self.collection.revision, 0)
-            return WriteResult(document.document_id, Outcome.STALE, revision, count, known)
-        if stored is not None and stored[1] == document.content_hash:
+    def _write(self, documents: Sequence[DocumentWrite], embedding_model: str) -> list[WriteResult]:
+        """Writes documents with different ids."""
+        stored = self._stored([write.document.document_id for write in documents])
+        results: list[WriteResult] = []
+        replaced: list[_Stored] = []
+        taken: list[DocumentWrite] = []
+        for write in documents:
+            found = stored.get(write.document.document_id)
+            result = self._judge(write, found)
+            results.append(result)
+            if result.outcome in (Outcome.CREATED, Outcome.UPDATED):
+                taken.append(write)
+                replaced += [found] if found is not None and found.row is not None else []
+        if taken:
+            self._check_embedding(embedding_model)
+            self._remove(replaced)
+            self._insert(taken)
+            self._entities.settle()
+        return results
+
+    def _stored(self, document_ids: Sequence[str]) -> dict[str, _Stored]:
+        ids = json.dumps(list(document_ids))
+        rows = self._connection.execute(
+            "SELECT t.document_id, NULL, '', t.source_version, t.revision, 0, 0 FROM json_each(?1) j CROSS JOIN tombstone t"
+            " WHERE t.collection = ?2 AND t.document_id = j.value UNION ALL"
+            " SELECT d.document_id, d.id, d.content_hash, d.source_version, d.revision, d.passage_count, d.restricted"
+            " FROM json_each(?1) j CROSS JOIN document d WHERE d.collection = ?2 AND d.document_id = j.value",
+            (ids, self._collection.id),
+        )
+        return {document_id: _Stored(*columns) for document_id, *columns in rows.fetchall()}
+
+    def _judge(self, write: DocumentWrite, stored: _Stored | None) -> WriteResult:
+        """What becomes of a document."""
+        document, version = write.document, write.document.source_version
+        known = stored.source_version if stored is not None else None
+        exists = stored is not None and stored.row is not None
+        if stored is not None and version is not None and known is not None and version < known:
+            revision = stored.revision if exists else self._collection.revision
+            return WriteResult(document.document_id, Outcome.STALE, revision, stored.passage_count, known)
+        if stored is not None and exists and stored.content_hash == document.content_hash:
             if version is not None and version != known:
                 # Not a change that a reader can see; it only keeps older versions out.
-                self.connection.execute("UPDATE document SET source_version = ? WHERE id = ?", (version, stored[0]))
+                self._connection.execute("UPDATE document SET source_version = ? WHERE id = ?", (version, stored.row))
             held = known if version is None else version
-            return WriteResult(document.document_id, Outcome.UNCHANGED, stored[3], stored[4], held)
+            return WriteResult(document.document_id, Outcome.UNCHANGED, stored.revision, stored.passage_count, held)
         if not write.passages:
             # Its writer saw it unchanged and left the passages out; meanwhile another stream has changed it.
             raise WriteConflict(BACKEND)
-        self._check_embedding(embedding_model)
-        if stored is not None:
-            self._remove(stored[0])
-        else:
-            self.connection.execute(
-                "DELETE FROM tombstone WHERE collection = ? AND document_id = ?",
-                (self.collection.id, document.document_id),
-            )
-        self._insert(write)
-        outcome = Outcome.CREATED if stored is None else Outcome.UPDATED
-        return WriteResult(document.document_id, outcome, self.next_revision, len(write.passages), version)
+        outcome = Outcome.UPDATED if exists else Outcome.CREATED
+        return WriteResult(document.document_id, outcome, self._collection.revision + 1, len(write.passages), version)
 
     def _check_embedding(self, model: str) -> None:
-        if not self.collection.passage_count and not self.totals.passages:
-            self.connection.execute(
-                "UPDATE collection SET embedding_model = ? WHERE id = ?", (model, self.collection.id)
+        if not self._collection.passage_count and not self._totals.passages:
+            self._connection.execute(
+                "UPDATE collection SET embedding_model = ? WHERE id = ?", (model, self._collection.id)
             )
-            self.collection = _load(self.connection, self.collection.name) or self.collection
-        elif model != self.collection.embedding_model:
-            raise EmbeddingMismatch(self.collection.name, self.collection.embedding_model or "none", model or "none")
+            self._collection = _load(self._connection, self._collection.name) or self._collection
+        elif model != self._collection.embedding_model:
+            raise EmbeddingMismatch(self._collection.name, self._collection.embedding_model or "none", model or "none")
 
-    def _insert(self, write: DocumentWrite) -> None:
-        document = write.document
-        self.changed = True
-        self.totals.documents += 1
-        self.totals.restricted += bool(document.readers)
-        cursor = self.connection.execute(
-            "INSERT INTO document (collection, document_id, title, uri, source_version, content_hash, media_type,"
-            " passage_count, restricted, revision, update_time) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                self.collection.id,
-                document.document_id,
-                document.title,
-                document.uri,
-                document.source_version,
-                document.content_hash,
-                document.media_type,
-                len(write.passages),
-                bool(document.readers),
-                self.next_revision,
-                self.now,
-            ),
+    def _insert(self, writes: Sequence[DocumentWrite]) -> None:
+        self._changed = True
+        execute = self._connection.executemany
+        rows = list(enumerate(writes, self._next_document))
+        self._next_document += len(rows)
+        execute(
+            "DELETE FROM tombstone WHERE collection = ? AND document_id = ?",
+            [(self._collection.id, write.document.document_id) for write in writes],
         )
-        row = cursor.lastrowid
-        self.connection.executemany(
-            "INSERT INTO document_reader VALUES (?, ?)", [(row, reader) for reader in sorted(document.readers)]
+        execute(
+            "INSERT INTO document (id, collection, document_id, title, uri, source_version, content_hash, media_type,"
+            " passage_count, restricted, revision, update_time) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            [self._document_row(row, write) for row, write in rows],
         )
-        self.connection.executemany(
+        execute(
+            "INSERT INTO document_reader VALUES (?, ?)",
+            [(row, reader) for row, write in rows for reader in sorted(write.document.readers)],
+        )
+        execute(
             "INSERT INTO document_metadata VALUES (?, ?, ?)",
-            [(row, key, value) for key, value in document.metadata.items()],
+            [(row, key, value) for row, write in rows for key, value in sorted(write.document.metadata.items())],
         )
-        for passage in write.passages:
-            self._insert_passage(int(row or 0), passage)
+        self._totals.documents += len(rows)
+        self._totals.restricted += sum(bool(write.document.readers) for write in writes)
+        self._insert_passages([(row, passage) for row, write in rows for passage in write.passages])
 
-    def _insert_passage(self, document: int, write: PassageWrite) -> None:
-        passage = write.passage
-        terms = sorted((self._term(term), count) for term, count in write.term_frequencies.items())
-        cursor = self.connection.execute(
-            "INSERT INTO passage (collection, document, ordinal, length, terms, counts) VALUES (?, ?, ?, ?, ?, ?)",
-            (
-                self.collection.id,
-                document,
-                passage.ordinal,
-                write.length,
-                np.array([term for term, _ in terms], dtype="<u4").tobytes(),
-                np.array([min(count, 0xFFFF) for _, count in terms], dtype="<u2").tobytes(),
-            ),
+    def _document_row(self, row: int, write: DocumentWrite) -> tuple[object, ...]:
+        document = write.document
+        return (
+            row,
+            self._collection.id,
+            document.document_id,
+            document.title,
+            document.uri,
+            document.source_version,
+            document.content_hash,
+            document.media_type,
+            len(write.passages),
+            bool(document.readers),
+            self._collection.revision + 1,
+            self._now,
         )
-        ref = int(cursor.lastrowid or 0)
-        words = " ".join(write.spans.words)
-        extra = " ".join(sorted(set(write.term_frequencies).difference(write.spans.words)))
-        self.connection.execute(
-            "INSERT INTO passage_text VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (ref, json.dumps(passage.headings), passage.text, passage.start_byte, passage.end_byte, words, extra),
-        )
-        self.connection.execute(
-            f"INSERT INTO {full_text_table(self.collection.id)} (rowid, words, extra_terms) VALUES (?, ?, ?)",
-            (ref, words, extra),
-        )
-        if write.vector is not None:
-            vector = np.ascontiguousarray(write.vector, dtype="<f4").tobytes()
-            self.connection.execute("INSERT INTO vector VALUES (?, ?)", (ref, vector))
-        for title in passage.titles:
-            entity = self._entity(title.key)
-            before = self.connection.execute(
-                "SELECT weight FROM title WHERE entity = ? AND passage = ?", (entity, ref)
-            ).fetchone()
-            if before is None:
-                self.connection.execute(
-                    "INSERT INTO title VALUES (?, ?, ?, ?)", (entity, ref, title.weight, title.name)
-                )
-                self.title_changes[entity] += 1
-            elif before[0] < title.weight:
-                self.connection.execute(
-                    "UPDATE title SET weight = ?, name = ? WHERE entity = ? AND passage = ?",
-                    (title.weight, title.name, entity, ref),
-                )
-        for key in write.spans.capitalised:
-            self._mention(self._entity(key), ref, CAPITALISED)
-        for link in passage.links:
-            target, fragment = urldefrag(link.target)
-            self.connection.execute(
-                "INSERT OR IGNORE INTO link VALUES (?, ?, ?, ?)", (ref, self.collection.id, target, fragment)
-            )
-        self.term_changes.update({term: 1 for term, _ in terms})
-        self.totals.passages += 1
-        self.totals.terms += write.length
-        self.inserted[ref] = write.spans
 
-    def _remove(self, document: int) -> None:
-        self.changed = True
-        connection = self.connection
-        restricted = connection.execute("SELECT restricted FROM document WHERE id = ?", (document,)).fetchone()[0]
-        self.totals.documents -= 1
-        self.totals.restricted -= restricted
+    def _insert_passages(self, writes: Sequence[tuple[int, PassageWrite]]) -> None:
+        execute = self._connection.executemany
+        rows = [(ref, *write) for ref, write in enumerate(writes, self._next_passage)]
+        self._next_passage += len(rows)
+        terms = self._terms.insert([write for _, _, write in rows])
+        execute(
+            "INSERT INTO passage (id, collection, document, ordinal, length, terms, counts) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            [
+                (ref, self._collection.id, document, write.passage.ordinal, write.length, ids, counts)
+                for (ref, document, write), (ids, counts) in zip(rows, terms, strict=True)
+            ],
+        )
+        searched = [(ref, *_searched(write)) for ref, _, write in rows]
+        execute(
+            "INSERT INTO passage_text VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            [
+                (
+                    ref,
+                    json.dumps(write.passage.headings),
+                    write.passage.text,
+                    write.passage.start_byte,
+                    write.passage.end_byte,
+                    *columns,
+                )
+                for (ref, _, write), (_, *columns) in zip(rows, searched, strict=True)
+            ],
+        )
+        table = full_text_table(self._collection.id)
+        execute(f"INSERT INTO {table} (rowid, words, extra_terms, names) VALUES (?, ?, ?, ?)", searched)
+        execute(
+            "INSERT INTO vector VALUES (?, ?)",
+            [
+                (ref, np.ascontiguousarray(write.vector, dtype="<f4").tobytes())
+                for ref, _, write in rows
+                if write.vector is not None
+            ],
+        )
+        execute(
+            "INSERT OR IGNORE INTO link VALUES (?, ?, ?, ?)",
+            [
+                (ref, self._collection.id, *urldefrag(link.target))
+                for ref, _, write in rows
+                for link in write.passage.links
+            ],
+        )
+        self._entities.insert([(ref, write) for ref, _, write in rows])
+        self._totals.passages += len(rows)
+        self._totals.terms += sum(write.length for _, _, write in rows)
+
+    def _remove(self, stored: Sequence[_Stored]) -> None:
+        if not stored:
+            return
+        self._changed = True
+        connection = self._connection
+        documents = json.dumps([found.row for found in stored])
+        self._totals.documents -= len(stored)
+        self._totals.restricted -= sum(found.restricted for found in stored)
         rows = connection.execute(
-            "SELECT p.id, p.length, p.terms, t.words, t.extra_terms FROM passage p JOIN passage_text t ON t.passage = p.id"
-            " WHERE p.document = ? ORDER BY p.id",
-            (document,),
+            "SELECT p.id, p.length, p.terms, t.words, t.extra_terms, t.names FROM json_each(?) j"
+            " CROSS JOIN passage p ON p.document = j.value JOIN passage_text t ON t.passage = p.id ORDER BY p.id",
+            (documents,),
         ).fetchall()
-        for ref, length, terms, words, extra in rows:
-            self.inserted.pop(ref, None)
-            self.totals.passages -= 1
-            self.totals.terms -= length
-            self.term_changes.update({int(term): -1 for term in np.frombuffer(terms, dtype="<u4")})
-            connection.execute(
-                f"INSERT INTO {full_text_table(self.collection.id)} ({full_text_table(self.collection.id)}, rowid, words,"
-                " extra_terms) VALUES ('delete', ?, ?, ?)",
-                (ref, words, extra),
-            )
-            for (entity,) in connection.execute("SELECT entity FROM mention WHERE passage = ?", (ref,)).fetchall():
-                self.mention_changes[entity] -= 1
-            for (entity,) in connection.execute("SELECT entity FROM title WHERE passage = ?", (ref,)).fetchall():
-                self.title_changes[entity] -= 1
-            for table in ("mention", "title", "vector", "link", "passage_text"):
-                connection.execute(f"DELETE FROM {table} WHERE passage = ?", (ref,))
-            connection.execute(
-                "INSERT INTO removed_passage VALUES (?, ?, ?)", (self.collection.id, self.next_revision, ref)
-            )
-        connection.execute("DELETE FROM passage WHERE document = ?", (document,))
-        connection.execute("DELETE FROM document_reader WHERE document = ?", (document,))
-        connection.execute("DELETE FROM document_metadata WHERE document = ?", (document,))
-        connection.execute("DELETE FROM document WHERE id = ?", (document,))
-
-    def _term(self, term: str) -> int:
-        known = self.term_ids.get(term)
-        if known is not None:
-            return known
-        row = self.connection.execute("SELECT id FROM term WHERE term = ?", (term,)).fetchone()
-        if row is None:
-            found = int(self.connection.execute("INSERT INTO term (term) VALUES (?)", (term,)).lastrowid or 0)
-        else:
-            found = int(row[0])
-        self.term_ids[term] = found
-        return found
-
-    def _entity(self, key: str) -> int:
-        known = self.entity_ids.get(key)
-        if known is not None:
-            return known
-        row = self.connection.execute(
-            "SELECT id FROM entity WHERE collection = ? AND key = ?", (self.collection.id, key)
-        ).fetchone()
-        if row is None:
-            cursor = self.connection.execute(
-                "INSERT INTO entity (collection, key) VALUES (?, ?)", (self.collection.id, key)
-            )
-            self.totals.entities += 1
-            found = int(cursor.lastrowid or 0)
-        else:
-            found = int(row[0])
-        self.entity_ids[key] = found
-        return found
-
-    def _mention(self, entity: int, ref: int, kind: int) -> None:
-        row = self.connection.execute(
-            "SELECT kind FROM mention WHERE entity = ? AND passage = ?", (entity, ref)
-        ).fetchone()
-        if row is None:
-            self.connection.execute("INSERT INTO mention VALUES (?, ?, ?)", (entity, ref, kind))
-            self.mention_changes[entity] += 1
-        elif not row[0] & kind:
-            self.connection.execute(
-                "UPDATE mention SET kind = ? WHERE entity = ? AND passage = ?", (row[0] | kind, entity, ref)
-            )
+        refs = [row[0] for row in rows]
+        self._totals.passages -= len(rows)
+        self._totals.terms -= sum(row[1] for row in rows)
+        self._terms.remove(row[2] for row in rows)
+        self._entities.remove(refs)
+        table = full_text_table(self._collection.id)
+        connection.executemany(
+            f"INSERT INTO {table} ({table}, rowid, words, extra_terms, names) VALUES ('delete', ?, ?, ?, ?)",
+            [(row[0], *row[3:]) for row in rows],
+        )
+        gone = json.dumps(refs)
+        for name in ("vector", "link", "passage_text"):
+            connection.execute(f"DELETE FROM {name} WHERE passage IN (SELECT value FROM json_each(?))", (gone,))
+        connection.executemany(
+            "INSERT INTO removed_passage VALUES (?, ?, ?)",
+            [(self._collection.id, self._collection.revision + 1, ref) for ref in refs],
+        )
+        connection.execute("DELETE FROM passage WHERE id IN (SELECT value FROM json_each(?))", (gone,))
+        for name in ("document_reader", "document_metadata"):
+            connection.execute(f"DELETE FROM {name} WHERE document IN (SELECT value FROM json_each(?))", (documents,))
+        connection.execute("DELETE FROM document WHERE id IN (SELECT value FROM json_each(?))", (documents,))
 
     def _finish(self) -> None:
-        """Brings mentions by title, statistics and the revision in line with what was written."""
-        if not self.changed:
+        """Stores the statistics and the revision."""
+        if not self._changed:
             return
-        self._match_titles()
-        self._apply_entity_counts()
-        self.connection.executemany(
-            "INSERT INTO term_statistics VALUES (?, ?, ?) ON CONFLICT DO UPDATE"
-            " SET passage_count = passage_count + excluded.passage_count",
-            [(self.collection.id, term, change) for term, change in self.term_changes.items() if change],
-        )
-        gone = [(self.collection.id, term) for term, change in self.term_changes.items() if change < 0]
-        self.connection.executemany(
-            "DELETE FROM term_statistics WHERE collection = ? AND term = ? AND passage_count = 0", gone
-        )
-        totals = self.totals
-        self.connection.execute(
+        self._terms.store()
+        totals = self._totals
+        self._connection.execute(
             "UPDATE collection SET revision = ?, document_count = document_count + ?, restricted_count = restricted_count + ?,"
             " passage_count = passage_count + ?, entity_count = entity_count + ?, term_total = term_total + ?, update_time = ?"
             " WHERE id = ?",
             (
-                self.next_revision,
+                self._collection.revision + 1,
                 totals.documents,
                 totals.restricted,
                 totals.passages,
-                totals.entities,
+                self._entities.added,
                 totals.terms,
-                self.now,
-                self.collection.id,
+                self._now,
+                self._collection.id,
             ),
         )
 
-    def _match_titles(self) -> None:
-        became: list[tuple[int, str]] = []
-        ceased: list[int] = []
-        for entity, change in self.title_changes.items():
-            if not change:
-                continue
-            key, before = self.connection.execute(
-                "SELECT key, title_count FROM entity WHERE id = ?", (entity,)
-            ).fetchone()
-            if not before and is_matchable(key):
-                became.append((entity, key))
-            elif before and before + change == 0:
-                ceased.append(entity)
-        for entity in ceased:
-            lost = self.connection.execute(
-                "DELETE FROM mention WHERE entity = ? AND kind = ?", (entity, TITLED)
-            ).rowcount
-            self.mention_changes[entity] -= lost
-            self.connection.execute("UPDATE mention SET kind = ? WHERE entity = ?", (CAPITALISED, entity))
-        titles = dict(self._titles_in(self.inserted.values()))
-        titles.update({key: entity for entity, key in became})
-        for entity in ceased:
-            titles = {key: titled for key, titled in titles.items() if titled != entity}
-        keys = frozenset(titles)
-        for ref, spans in self.inserted.items():
-            for key in keys.intersection(title_candidates(spans)):
-                if is_matchable(key):
-                    self._mention(titles[key], ref, TITLED)
-        for entity, key in became:
-            self._match_earlier(entity, key)
 
-    def _titles_in(self, texts: Iterable[TextSpans]) -> list[tuple[str, int]]:
-        candidates = {key for spans in texts for key in title_candidates(spans)}
-        return self.connection.execute(
-            "SELECT e.key, e.id FROM json_each(?) AS j CROSS JOIN entity AS e"
-            " WHERE e.collection = ? AND e.key = j.value AND e.title_count > 0",
-            (json.dumps(list(candidates)), self.collection.id),
-        ).fetchall()
+def _without_repeats(documents: Sequence[DocumentWrite]) -> Iterator[Sequence[DocumentWrite]]:
+    """The documents in order, in runs of different ids."""
+    start = 0
+    seen: set[str] = set()
+    for place, write in enumerate(documents):
+        if write.document.document_id in seen:
+            yield documents[start:place]
+            start = place
+            seen.clear()
+        seen.add(write.document.document_id)
+    if start < len(documents):
+        yield documents[start:]
 
-    def _match_earlier(self, entity: int, key: str) -> None:
-        """Finds a new title in the passages that were there before it."""
-        phrase = '"' + key.replace('"', '""') + '"'
-        rows = self.connection.execute(
-            f"SELECT f.rowid, t.text FROM {full_text_table(self.collection.id)} AS f JOIN passage_text AS t ON t.passage = f.rowid"
-            f" WHERE {full_text_table(self.collection.id)} MATCH ?",
-            (f"words : {phrase}",),
-        ).fetchall()
-        for ref, text in rows:
-            if ref not in self.inserted and occurs(key, text_spans(text)):
-                self._mention(entity, ref, TITLED)
 
-    def _apply_entity_counts(self) -> None:
-        changed = list({*self.mention_changes, *self.title_changes})
-        self.connection.executemany(
-            "UPDATE entity SET mention_count = mention_count + ?, title_count = title_count + ? WHERE id = ?",
-            [(self.mention_changes[entity], self.title_changes[entity], entity) for entity in changed],
-        )
-        for entity in changed:
-            self.totals.entities -= self.connection.execute(
-                "DELETE FROM entity WHERE id = ? AND mention_count = 0 AND title_count = 0", (entity,)
-            ).rowcount
+def _searched(write: PassageWrite) -> tuple[str, str, str]:
+    """What the full-text table holds of a passage: its words, further search terms, words that single-word titles match."""
+    extra = set(write.term_frequencies).difference(write.spans.words)
+    return " ".join(write.spans.words), " ".join(sorted(extra)), " ".join(sorted(write.spans.names))
 
 
 def _load(connection: sqlite3.Connection, name: str) -> _Collection | None:
@@ -401,42 +371,25 @@ def _load(connection: sqlite3.Connection, name: str) -> _Collection | None:
     return None if row is None else _Collection(*row)
 
 
-def write_documents(
-    connection: sqlite3.Connection, name: str, documents: Sequence[DocumentWrite], embedding_model: str
-) -> tuple[CollectionRevision, tuple[WriteResult, ...]]:
-    """Writes documents into a collection, made where it does not exist."""
+def open_collection(connection: sqlite3.Connection, name: str, memory: WriterMemory, *, create: bool) -> Writer:
+    """A writer of a collection.
+
+    Raises:
+        CollectionNotFound: It is not there, and is not to be made.
+    """
     collection = _load(connection, name)
-    if collection is None:
+    if collection is None and create:
         now = time.time()
         connection.execute(
             "INSERT INTO collection (name, uid, create_time, update_time) VALUES (?, ?, ?, ?)",
             (name, uuid.uuid4().hex, now, now),
         )
         collection = _load(connection, name)
-        if collection is None:
-            raise CollectionNotFound(name)
-        create_full_text(connection, collection.id)
-    writer = Writer(connection, collection)
-    results = writer.write(documents, embedding_model)
-    revision = writer.next_revision if writer.changed else collection.revision
-    return CollectionRevision(name, collection.uid, revision), results
-
-
-def delete_documents(
-    connection: sqlite3.Connection, name: str, document_ids: Sequence[str]
-) -> tuple[CollectionRevision, int]:
-    """Deletes documents of a collection.
-
-    Raises:
-        CollectionNotFound: It is not there.
-    """
-    collection = _load(connection, name)
+        if collection is not None:
+            create_full_text(connection, collection.id)
     if collection is None:
         raise CollectionNotFound(name)
-    writer = Writer(connection, collection)
-    deleted = writer.delete(document_ids)
-    revision = writer.next_revision if writer.changed else collection.revision
-    return CollectionRevision(name, collection.uid, revision), deleted
+    return Writer(connection, collection, memory)
 
 
 def delete_collection(connection: sqlite3.Connection, name: str) -> bool:
