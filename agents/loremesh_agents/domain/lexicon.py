@@ -175,7 +175,7 @@ def entity_key(name: str) -> str:
 
     Two names with the same key are the same entity. Underscores stay, so that `__exit__` is not the word `exit`.
     """
-    return " ".join(" ".join(key_of_word(word.text) for word in words(name)).split())
+    return " ".join([key for word in split(name)[0] for key in word_forms(word).keys])
 
 
 @dataclass(frozen=True, slots=True)

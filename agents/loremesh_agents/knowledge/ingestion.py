@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
@@ -75,6 +76,7 @@ Submission: TypeAlias = Document | File | FilePart
 _Parsed: TypeAlias = "tuple[int, Document | Unparsed]"
 
 _PARSED_AHEAD = 512
+_PREPARED_AHEAD = 1
 _REPORTED_AHEAD = 4
 
 
@@ -103,6 +105,8 @@ class Ingestion:
         self._embedder = embedder
         self._settings = settings
         self._parsed: asyncio.Queue[_Parsed | None] = asyncio.Queue(_PARSED_AHEAD)
+        self._prepared: asyncio.Queue[_Batch | None] = asyncio.Queue(_PREPARED_AHEAD)
+        self._uncommitted: Counter[str] = Counter()
         self._reports: asyncio.Queue[list[Result] | None] = asyncio.Queue(_REPORTED_AHEAD)
         self._received = 0
         self._revision: CollectionRevision | None = None
@@ -113,7 +117,7 @@ class Ingestion:
         Raises:
             LoremeshError: What the store or the encoder raised; whatever has a result is stored all the same.
         """
-        stages = [asyncio.create_task(self._parse(submissions)), asyncio.create_task(self._commit())]
+        stages = [asyncio.create_task(stage) for stage in (self._parse(submissions), self._prepare(), self._commit())]
         finished = failed = passages = 0
         try:
             while (results := await self._next_report(stages)) is not None:
@@ -182,12 +186,18 @@ class Ingestion:
         for document in await self._parser.parse(replace(upload, data=file.data), deadline=deadline):
             await self._parsed.put((position, document))
 
-    async def _commit(self) -> None:
+    async def _prepare(self) -> None:
+        """Analyses and encodes a batch while the one before it is committed."""
         ended = False
         while not ended:
             batch, ended = await self._batch()
             if batch:
-                await self._reports.put(await self._store(batch))
+                await self._prepared.put(await self._prepared_batch(batch))
+        await self._prepared.put(None)
+
+    async def _commit(self) -> None:
+        while (batch := await self._prepared.get()) is not None:
+            await self._reports.put(await self._store(batch))
         await self._reports.put(None)
 
     async def _batch(self) -> tuple[list[_Parsed], bool]:
@@ -210,9 +220,12 @@ class Ingestion:
             size += _size(entry)
         return batch, False
 
-    async def _store(self, batch: Sequence[_Parsed]) -> list[Result]:
-        documents = [(place, document) for place, (_, document) in enumerate(batch) if isinstance(document, Document)]
-        hashed = {place: replace(document, content_hash=content_hash(document)) for place, document in documents}
+    async def _prepared_batch(self, batch: Sequence[_Parsed]) -> "_Batch":
+        hashed = {
+            place: replace(document, content_hash=content_hash(document))
+            for place, (_, document) in enumerate(batch)
+            if isinstance(document, Document)
+        }
         known = await self._graph.content_hashes(
             self._collection,
             [document.document_id for document in hashed.values()],
@@ -221,8 +234,12 @@ class Ingestion:
         fresh = {
             place: document
             for place, document in hashed.items()
-            if known.get(document.document_id, ("", None))[0] != document.content_hash
+            # Of a document whose last version is not yet committed nothing is known.
+            if document.document_id in self._uncommitted
+            or known.get(document.document_id, ("", None))[0] != document.content_hash
         }
+        ids = Counter(document.document_id for document in hashed.values())
+        self._uncommitted += ids
         analysed, texts = await asyncio.to_thread(_analyse, fresh)
         analysed = await self._encode(analysed, texts)
         # An unchanged document goes along without its passages: the store decides whether it is still unchanged.
@@ -231,19 +248,24 @@ class Ingestion:
             for place, document in hashed.items()
             if place not in fresh or analysed[place]
         }
+        return _Batch(batch, writes, ids)
+
+    async def _store(self, batch: "_Batch") -> list[Result]:
         stored: dict[int, WriteResult] = {}
         revision = None
-        if writes:
+        if batch.writes:
             revision, results = await self._graph.write(
                 self._collection,
-                list(writes.values()),
+                list(batch.writes.values()),
                 embedding_model=self._embedder.model if self._embedder is not None else "",
                 deadline=Deadline.after(self._settings.write_budget),
             )
             self._revision = revision
-            stored = dict(zip(writes, results, strict=True))
+            stored = dict(zip(batch.writes, results, strict=True))
+        self._uncommitted -= batch.document_ids
         return [
-            _result(position, document, stored.get(place), revision) for place, (position, document) in enumerate(batch)
+            _result(position, document, stored.get(place), revision)
+            for place, (position, document) in enumerate(batch.parsed)
         ]
 
     async def _encode(
@@ -257,6 +279,15 @@ class Ingestion:
             place: tuple(replace(passage, vector=next(vectors)) for passage in passages)
             for place, passages in analysed.items()
         }
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """What is committed together; the writes by the places of their documents."""
+
+    parsed: Sequence[_Parsed]
+    writes: dict[int, DocumentWrite]
+    document_ids: Counter[str]
 
 
 class _OpenFile:

@@ -6,10 +6,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from loremesh_agents.adapters.graph.sqlite.filters import PhraseFilter, TitleFilter
+from loremesh_agents.adapters.graph.sqlite.rows import execute_rows
 from loremesh_agents.adapters.graph.sqlite.schema import CAPITALISED, TITLED, full_text_table, next_id
-from loremesh_agents.adapters.graph.sqlite.title_filter import TitleFilter
 from loremesh_agents.domain.document import PassageWrite, Title
 from loremesh_agents.domain.mentions import is_matchable
+
+_HIGHEST_ID = (1 << 63) - 1
 
 
 @dataclass(slots=True)
@@ -28,12 +31,16 @@ class EntityChanges:
         connection: Within the transaction.
         collection: Id of the collection.
         titles: The titles that the collection has.
+        phrases: What is in the newer of its passages.
     """
 
-    def __init__(self, connection: sqlite3.Connection, collection: int, titles: TitleFilter) -> None:
+    def __init__(
+        self, connection: sqlite3.Connection, collection: int, titles: TitleFilter, phrases: PhraseFilter
+    ) -> None:
         self._connection = connection
         self._collection = collection
-        self._filter = titles
+        self._title_filter = titles
+        self._phrase_filter = phrases
         self._next = next_id(connection, "entity")
         self._known: dict[str, _Entity] = {}
         self._mentions: Counter[int] = Counter()
@@ -66,8 +73,8 @@ class EntityChanges:
                 entity = self._known[title.key]
                 rows.append((entity.id, ref, title.weight, title.name))
                 self._titles[entity.id] += 1
-        self._connection.executemany("INSERT INTO title VALUES (?, ?, ?, ?)", rows)
-        self._filter.add({title.key for _, write in passages for title in write.passage.titles})
+        execute_rows(self._connection, "INSERT INTO title VALUES {rows}", rows)
+        self._title_filter.add({title.key for _, write in passages for title in write.passage.titles})
         self._inserted += passages
 
     def settle(self) -> None:
@@ -75,9 +82,13 @@ class EntityChanges:
         became, ceased = self._turned()
         self._forget_titles(ceased)
         self._mention_in_new()
-        for key, entity in became:
-            self._mention_in_old(key, entity)
+        newer = self._phrase_filter.may_hold([key for key, _ in became])
+        for (key, entity), among_newer in zip(became, newer, strict=True):
+            if among_newer or self._phrase_filter.since:
+                self._mention_in_old(key, entity, among_newer=among_newer)
         self._store_counts()
+        if self._inserted:
+            self._phrase_filter.add([write.spans for _, write in self._inserted])
         self._mentions.clear()
         self._titles.clear()
         self._inserted.clear()
@@ -126,7 +137,7 @@ class EntityChanges:
     def _mention_in_new(self) -> None:
         if not self._inserted:
             return
-        proposals = self._filter.proposals([write.spans for _, write in self._inserted])
+        proposals = self._title_filter.proposals([write.spans for _, write in self._inserted])
         self._look_up([key for key in set().union(*proposals) if key not in self._known])
         titled = {key: entity.id for key, entity in self._known.items() if entity.titles and is_matchable(key)}
         rows: list[tuple[int, int, int]] = []
@@ -137,21 +148,20 @@ class EntityChanges:
             rows += [(entity, ref, kind) for entity, kind in kinds.items()]
             self._mentions.update(kinds.keys())
         rows.sort()
-        self._connection.executemany("INSERT INTO mention VALUES (?, ?, ?)", rows)
+        execute_rows(self._connection, "INSERT INTO mention VALUES {rows}", rows)
 
-    def _mention_in_old(self, key: str, entity: int) -> None:
+    def _mention_in_old(self, key: str, entity: int, *, among_newer: bool) -> None:
         """Finds a new title in the passages that were there before."""
         phrase = '"' + key.replace('"', '""') + '"'
         column = "words" if " " in key else "names"
         table = full_text_table(self._collection)
-        newest = self._inserted[0][0] if self._inserted else None
-        found = {
-            ref
-            for (ref,) in self._connection.execute(
-                f"SELECT rowid FROM {table} WHERE {table} MATCH ?", (f"{column} : {phrase}",)
-            ).fetchall()
-            if newest is None or ref < newest
-        }
+        before = self._inserted[0][0] if self._inserted else _HIGHEST_ID
+        if not among_newer:
+            before = min(before, self._phrase_filter.since)
+        rows = self._connection.execute(
+            f"SELECT rowid FROM {table} WHERE {table} MATCH ? AND rowid < ?", (f"{column} : {phrase}", before)
+        )
+        found = {ref for (ref,) in rows.fetchall()}
         if not found:
             return
         known = {
@@ -159,15 +169,17 @@ class EntityChanges:
             for (ref,) in self._connection.execute("SELECT passage FROM mention WHERE entity = ?", (entity,)).fetchall()
         }
         self._mentions[entity] += len(found - known)
-        self._connection.executemany(
-            f"INSERT INTO mention VALUES (?, ?, {TITLED}) ON CONFLICT DO UPDATE SET kind = kind | {TITLED}",
-            [(entity, ref) for ref in found],
+        execute_rows(
+            self._connection,
+            "INSERT INTO mention VALUES {rows} ON CONFLICT DO UPDATE SET kind = kind | excluded.kind",
+            [(entity, ref, TITLED) for ref in found],
         )
 
     def _store_counts(self) -> None:
         made = [(key, entity) for key, entity in self._known.items() if not entity.stored]
-        self._connection.executemany(
-            "INSERT INTO entity (id, collection, key, mention_count, title_count) VALUES (?, ?, ?, ?, ?)",
+        execute_rows(
+            self._connection,
+            "INSERT INTO entity (id, collection, key, mention_count, title_count) VALUES {rows}",
             [
                 (entity.id, self._collection, key, self._mentions[entity.id], self._titles[entity.id])
                 for key, entity in made
@@ -175,9 +187,11 @@ class EntityChanges:
         )
         new = {entity.id for _, entity in made}
         changed = {entity for entity in {*self._mentions, *self._titles} if entity not in new}
-        self._connection.executemany(
-            "UPDATE entity SET mention_count = mention_count + ?, title_count = title_count + ? WHERE id = ?",
-            [(self._mentions[entity], self._titles[entity], entity) for entity in sorted(changed)],
+        execute_rows(
+            self._connection,
+            "UPDATE entity SET mention_count = mention_count + c.column2, title_count = title_count + c.column3"
+            " FROM (VALUES {rows}) c WHERE entity.id = c.column1",
+            [(entity, self._mentions[entity], self._titles[entity]) for entity in sorted(changed)],
         )
         fewer = [entity for entity in changed if self._mentions[entity] < 0 or self._titles[entity] < 0]
         gone = self._connection.execute(

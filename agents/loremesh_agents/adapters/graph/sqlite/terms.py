@@ -2,11 +2,12 @@
 
 import json
 import sqlite3
-from collections import ChainMap, Counter
+from collections import Counter
 from collections.abc import Iterable
 
 import numpy as np
 
+from loremesh_agents.adapters.graph.sqlite.rows import execute_rows
 from loremesh_agents.adapters.graph.sqlite.schema import next_id
 from loremesh_agents.domain.document import PassageWrite
 
@@ -47,14 +48,13 @@ class TermChanges:
     def insert(self, passages: Iterable[PassageWrite]) -> list[tuple[bytes, bytes]]:
         """Counts the terms of new passages; gives each passage's term ids (u32) and how often each occurs (u16), little-endian."""
         frequencies = [passage.term_frequencies for passage in passages]
-        self._resolve(set().union(*frequencies))
-        ids = ChainMap(self.learned, self._known)
+        ids = self._resolve(set().union(*frequencies))
         stored: list[tuple[bytes, bytes]] = []
         for counts in frequencies:
             found = [ids[term] for term in counts]
             self._changes.update(found)
-            occurrences = [min(count, _MOST_COUNTED) for count in counts.values()]
-            stored.append((np.array(found, dtype="<u4").tobytes(), np.array(occurrences, dtype="<u2").tobytes()))
+            occurrences = np.minimum(np.fromiter(counts.values(), dtype=np.int64), _MOST_COUNTED)
+            stored.append((np.array(found, dtype="<u4").tobytes(), occurrences.astype("<u2").tobytes()))
         return stored
 
     def remove(self, stored: Iterable[bytes]) -> None:
@@ -64,24 +64,28 @@ class TermChanges:
 
     def store(self) -> None:
         """Writes the counts."""
-        self._connection.executemany(
-            "INSERT INTO term_statistics VALUES (?, ?, ?) ON CONFLICT DO UPDATE"
+        execute_rows(
+            self._connection,
+            "INSERT INTO term_statistics VALUES {rows} ON CONFLICT DO UPDATE"
             " SET passage_count = passage_count + excluded.passage_count",
             [(self._collection, term, change) for term, change in sorted(self._changes.items()) if change],
         )
-        self._connection.executemany(
-            "DELETE FROM term_statistics WHERE collection = ? AND term = ? AND passage_count = 0",
-            [(self._collection, term) for term, change in self._changes.items() if change < 0],
+        self._connection.execute(
+            "DELETE FROM term_statistics WHERE collection = ? AND term IN (SELECT value FROM json_each(?)) AND passage_count = 0",
+            (self._collection, json.dumps([term for term, change in self._changes.items() if change < 0])),
         )
 
-    def _resolve(self, terms: Iterable[str]) -> None:
-        unknown = [term for term in terms if term not in self._known and term not in self.learned]
+    def _resolve(self, terms: Iterable[str]) -> dict[str, int]:
+        """The ids of terms; those without one get one."""
+        ids = {term: self._known.get(term) or self.learned.get(term, 0) for term in terms}
+        unknown = [term for term, known in ids.items() if not known]
         rows = self._connection.execute(
             "SELECT t.term, t.id FROM json_each(?) j CROSS JOIN term t WHERE t.term = j.value", (json.dumps(unknown),)
         )
-        self.learned.update(rows.fetchall())
-        new = [term for term in unknown if term not in self.learned]
-        made = range(self._next, self._next + len(new))
+        stored = dict(rows.fetchall())
+        new = [term for term in unknown if term not in stored]
+        made = dict(zip(new, range(self._next, self._next + len(new)), strict=True))
         self._next += len(new)
-        self.learned.update(zip(new, made, strict=True))
-        self._connection.executemany("INSERT INTO term (id, term) VALUES (?, ?)", zip(made, new, strict=True))
+        execute_rows(self._connection, "INSERT INTO term (term, id) VALUES {rows}", list(made.items()))
+        self.learned |= stored | made
+        return ids | stored | made

@@ -5,16 +5,17 @@ import sqlite3
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from urllib.parse import urldefrag
 
 import numpy as np
 
 from loremesh_agents.adapters.graph.sqlite.connection import BACKEND
 from loremesh_agents.adapters.graph.sqlite.entities import EntityChanges
+from loremesh_agents.adapters.graph.sqlite.filters import PhraseFilter, TitleFilter
+from loremesh_agents.adapters.graph.sqlite.rows import execute_rows
 from loremesh_agents.adapters.graph.sqlite.schema import create_full_text, full_text_table, next_id
 from loremesh_agents.adapters.graph.sqlite.terms import TermChanges, TermIds
-from loremesh_agents.adapters.graph.sqlite.title_filter import TitleFilter
 from loremesh_agents.domain.document import DocumentWrite, Outcome, PassageWrite, WriteResult
 from loremesh_agents.domain.errors import CollectionNotFound, EmbeddingMismatch, WriteConflict
 from loremesh_agents.domain.revision import CollectionRevision
@@ -54,27 +55,36 @@ class _Stored:
     restricted: int
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class _Filters:
+    titles: TitleFilter
+    phrases: PhraseFilter
+
+
 class WriterMemory:
     """What a store's writer remembers from one transaction to the next, only to be faster."""
 
-    terms: TermIds = field(default_factory=TermIds)
-    titles: dict[tuple[str, int], TitleFilter] = field(default_factory=dict[tuple[str, int], TitleFilter])
+    def __init__(self) -> None:
+        self.terms = TermIds()
+        self._filters: dict[tuple[str, int], _Filters] = {}
 
-    def titles_of(self, connection: sqlite3.Connection, collection: _Collection) -> TitleFilter:
-        """The filter of a collection's titles, read from the store where another process has changed them."""
-        known = self.titles.pop((collection.uid, collection.revision), None)
-        if known is not None and not known.full:
+    def filters(self, connection: sqlite3.Connection, collection: _Collection, next_passage: int) -> _Filters:
+        """The filters of a collection in its present state; new ones where another process has changed it."""
+        known = self._filters.pop((collection.uid, collection.revision), None)
+        if known is not None and not known.titles.full:
             return known
         rows = connection.execute("SELECT key FROM entity WHERE collection = ? AND title_count > 0", (collection.id,))
-        return TitleFilter([key for (key,) in rows.fetchall()])
+        titles = TitleFilter([key for (key,) in rows.fetchall()])
+        if known is not None:
+            return _Filters(titles, known.phrases)
+        return _Filters(titles, PhraseFilter(next_passage if collection.passage_count else 0))
 
-    def committed(self, reached: CollectionRevision, titles: TitleFilter, terms: dict[str, int]) -> None:
+    def committed(self, reached: CollectionRevision, filters: _Filters, terms: dict[str, int]) -> None:
         """Takes what a transaction leaves that is now in the store."""
         self.terms.remember(terms)
-        self.titles[reached.collection_uid, reached.revision] = titles
-        while len(self.titles) > _FILTERED_COLLECTIONS:
-            del self.titles[next(iter(self.titles))]
+        self._filters[reached.collection_uid, reached.revision] = filters
+        while len(self._filters) > _FILTERED_COLLECTIONS:
+            del self._filters[next(iter(self._filters))]
 
 
 class Writer:
@@ -90,11 +100,11 @@ class Writer:
         self._connection = connection
         self._collection = collection
         self._memory = memory
-        self._titles = memory.titles_of(connection, collection)
-        self._entities = EntityChanges(connection, collection.id, self._titles)
-        self._terms = TermChanges(connection, collection.id, memory.terms)
         self._next_document = next_id(connection, "document")
         self._next_passage = next_id(connection, "passage")
+        self._filters = memory.filters(connection, collection, self._next_passage)
+        self._entities = EntityChanges(connection, collection.id, self._filters.titles, self._filters.phrases)
+        self._terms = TermChanges(connection, collection.id, memory.terms)
         self._totals = _Totals()
         self._now = time.time()
         self._changed = False
@@ -107,7 +117,7 @@ class Writer:
 
     def committed(self) -> None:
         """To be called when the transaction is committed."""
-        self._memory.committed(self.reached, self._titles, self._terms.learned)
+        self._memory.committed(self.reached, self._filters, self._terms.learned)
 
     def write(self, documents: Sequence[DocumentWrite], embedding_model: str) -> tuple[WriteResult, ...]:
         """Writes documents in order."""
@@ -123,8 +133,9 @@ class Writer:
             document_id: found for document_id, found in self._stored(document_ids).items() if found.row is not None
         }
         self._remove(list(stored.values()))
-        self._connection.executemany(
-            "INSERT OR REPLACE INTO tombstone VALUES (?, ?, ?, ?, ?)",
+        execute_rows(
+            self._connection,
+            "INSERT OR REPLACE INTO tombstone VALUES {rows}",
             [
                 (self._collection.id, document_id, self._collection.revision + 1, found.source_version, self._now)
                 for document_id, found in stored.items()
@@ -196,24 +207,27 @@ class Writer:
 
     def _insert(self, writes: Sequence[DocumentWrite]) -> None:
         self._changed = True
-        execute = self._connection.executemany
+        connection = self._connection
         rows = list(enumerate(writes, self._next_document))
         self._next_document += len(rows)
-        execute(
-            "DELETE FROM tombstone WHERE collection = ? AND document_id = ?",
-            [(self._collection.id, write.document.document_id) for write in writes],
+        connection.execute(
+            "DELETE FROM tombstone WHERE collection = ? AND document_id IN (SELECT value FROM json_each(?))",
+            (self._collection.id, json.dumps([write.document.document_id for write in writes])),
         )
-        execute(
+        execute_rows(
+            connection,
             "INSERT INTO document (id, collection, document_id, title, uri, source_version, content_hash, media_type,"
-            " passage_count, restricted, revision, update_time) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " passage_count, restricted, revision, update_time) VALUES {rows}",
             [self._document_row(row, write) for row, write in rows],
         )
-        execute(
-            "INSERT INTO document_reader VALUES (?, ?)",
+        execute_rows(
+            connection,
+            "INSERT INTO document_reader VALUES {rows}",
             [(row, reader) for row, write in rows for reader in sorted(write.document.readers)],
         )
-        execute(
-            "INSERT INTO document_metadata VALUES (?, ?, ?)",
+        execute_rows(
+            connection,
+            "INSERT INTO document_metadata VALUES {rows}",
             [(row, key, value) for row, write in rows for key, value in sorted(write.document.metadata.items())],
         )
         self._totals.documents += len(rows)
@@ -238,20 +252,22 @@ class Writer:
         )
 
     def _insert_passages(self, writes: Sequence[tuple[int, PassageWrite]]) -> None:
-        execute = self._connection.executemany
+        connection = self._connection
         rows = [(ref, *write) for ref, write in enumerate(writes, self._next_passage)]
         self._next_passage += len(rows)
         terms = self._terms.insert([write for _, _, write in rows])
-        execute(
-            "INSERT INTO passage (id, collection, document, ordinal, length, terms, counts) VALUES (?, ?, ?, ?, ?, ?, ?)",
+        execute_rows(
+            connection,
+            "INSERT INTO passage (id, collection, document, ordinal, length, terms, counts) VALUES {rows}",
             [
                 (ref, self._collection.id, document, write.passage.ordinal, write.length, ids, counts)
                 for (ref, document, write), (ids, counts) in zip(rows, terms, strict=True)
             ],
         )
         searched = [(ref, *_searched(write)) for ref, _, write in rows]
-        execute(
-            "INSERT INTO passage_text VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        execute_rows(
+            connection,
+            "INSERT INTO passage_text VALUES {rows}",
             [
                 (
                     ref,
@@ -265,17 +281,19 @@ class Writer:
             ],
         )
         table = full_text_table(self._collection.id)
-        execute(f"INSERT INTO {table} (rowid, words, extra_terms, names) VALUES (?, ?, ?, ?)", searched)
-        execute(
-            "INSERT INTO vector VALUES (?, ?)",
+        execute_rows(connection, f"INSERT INTO {table} (rowid, words, extra_terms, names) VALUES {{rows}}", searched)
+        execute_rows(
+            connection,
+            "INSERT INTO vector VALUES {rows}",
             [
                 (ref, np.ascontiguousarray(write.vector, dtype="<f4").tobytes())
                 for ref, _, write in rows
                 if write.vector is not None
             ],
         )
-        execute(
-            "INSERT OR IGNORE INTO link VALUES (?, ?, ?, ?)",
+        execute_rows(
+            connection,
+            "INSERT OR IGNORE INTO link VALUES {rows}",
             [
                 (ref, self._collection.id, *urldefrag(link.target))
                 for ref, _, write in rows
@@ -305,15 +323,17 @@ class Writer:
         self._terms.remove(row[2] for row in rows)
         self._entities.remove(refs)
         table = full_text_table(self._collection.id)
-        connection.executemany(
-            f"INSERT INTO {table} ({table}, rowid, words, extra_terms, names) VALUES ('delete', ?, ?, ?, ?)",
-            [(row[0], *row[3:]) for row in rows],
+        execute_rows(
+            connection,
+            f"INSERT INTO {table} ({table}, rowid, words, extra_terms, names) VALUES {{rows}}",
+            [("delete", row[0], *row[3:]) for row in rows],
         )
         gone = json.dumps(refs)
         for name in ("vector", "link", "passage_text"):
             connection.execute(f"DELETE FROM {name} WHERE passage IN (SELECT value FROM json_each(?))", (gone,))
-        connection.executemany(
-            "INSERT INTO removed_passage VALUES (?, ?, ?)",
+        execute_rows(
+            connection,
+            "INSERT INTO removed_passage VALUES {rows}",
             [(self._collection.id, self._collection.revision + 1, ref) for ref in refs],
         )
         connection.execute("DELETE FROM passage WHERE id IN (SELECT value FROM json_each(?))", (gone,))
@@ -361,7 +381,7 @@ def _without_repeats(documents: Sequence[DocumentWrite]) -> Iterator[Sequence[Do
 def _searched(write: PassageWrite) -> tuple[str, str, str]:
     """What the full-text table holds of a passage: its words, further search terms, words that single-word titles match."""
     extra = set(write.term_frequencies).difference(write.spans.words)
-    return " ".join(write.spans.words), " ".join(sorted(extra)), " ".join(sorted(write.spans.names))
+    return " ".join(write.spans.words), " ".join(extra), " ".join(write.spans.names)
 
 
 def _load(connection: sqlite3.Connection, name: str) -> _Collection | None:
