@@ -18,7 +18,6 @@ _LONGEST_CHARACTERS = 4000
 
 _PARAGRAPH = re.compile(r"\n[ \t]*\n\s*")
 _SENTENCE = re.compile(r"(?<=[.!?。！？])[\"'”’)\]]*\s+|\n+|(?<=[。！？])")
-_WORD = re.compile(r"\S+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +72,14 @@ def _pieces(text: str) -> Iterator[_Piece]:
     stripped_start = len(text) - len(text.lstrip())
     if stripped_start >= stripped_end:
         return
-    if len(_WORD.findall(text)) <= WHOLE_WORDS and stripped_end - stripped_start <= _LONGEST_CHARACTERS:
+    if len(text.split()) <= WHOLE_WORDS and stripped_end - stripped_start <= _LONGEST_CHARACTERS:
         yield _Piece(stripped_start, stripped_end)
         return
     start: int | None = None
     count = 0
     end = 0
     for unit in _units(text, stripped_start, stripped_end):
-        size = len(_WORD.findall(text, unit.start, unit.end))
+        size = len(text[unit.start : unit.end].split())
         full = count + size > TARGET_WORDS + TARGET_WORDS // 4
         if start is not None and (full or unit.end - start > _LONGEST_CHARACTERS):
             yield _Piece(start, end)
@@ -99,7 +98,7 @@ def _pieces(text: str) -> Iterator[_Piece]:
 def _units(text: str, start: int, end: int) -> Iterator[_Piece]:
     """Paragraphs; the sentences of those that are long; parts of sentences that are endless."""
     for paragraph in _split(text, start, end, _PARAGRAPH):
-        if len(_WORD.findall(text, paragraph.start, paragraph.end)) <= TARGET_WORDS:
+        if len(text[paragraph.start : paragraph.end].split()) <= TARGET_WORDS:
             units: Iterator[_Piece] = iter([paragraph])
         else:
             units = _split(text, paragraph.start, paragraph.end, _SENTENCE)

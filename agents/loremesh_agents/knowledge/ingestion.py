@@ -209,11 +209,14 @@ class Ingestion:
         size = _size(first)
         until = Deadline.after(self._settings.batch_wait)
         while len(batch) < self._settings.batch_documents and size < self._settings.batch_bytes:
-            try:
-                async with asyncio.timeout(until.remaining()):
-                    entry = await self._parsed.get()
-            except TimeoutError:
-                break
+            if self._parsed.empty():
+                try:
+                    async with asyncio.timeout(until.remaining()):
+                        entry = await self._parsed.get()
+                except TimeoutError:
+                    break
+            else:
+                entry = self._parsed.get_nowait()
             if entry is None:
                 return batch, True
             batch.append(entry)
