@@ -30,6 +30,7 @@ from loremesh_agents.domain.revision import CollectionRevision
 
 _Result = TypeVar("_Result")
 
+_NAMING_TITLES = 16
 _MOST_REFERENCES = 64
 _COUNTED_REFERENCES = 1000
 
@@ -210,7 +211,9 @@ class SqliteSnapshot:
                 f" AND p.collection IN (SELECT value FROM json_each(?)){condition}",
                 (json.dumps(list(refs)), self._ids, *parameters),
             ).fetchall()
-            return {PassageRef(row[0]): passage_of(connection, row) for row in rows}
+            return {
+                PassageRef(row[0]): passage for row, passage in zip(rows, passages_of(connection, rows), strict=True)
+            }
 
         return await self._read(work, deadline)
 
@@ -233,34 +236,51 @@ class SqliteSnapshot:
     def _statistics_of(
         self, connection: sqlite3.Connection, rows: Sequence[tuple[int, str, int, int]]
     ) -> dict[str, EntityStatistics]:
-        condition, parameters = self._visibility.passage("t.passage")
+        names = self._names(connection, rows)
         found: dict[str, EntityStatistics] = {}
-        for entity, key, mention_count, title_count in rows:
-            mentions, titles = mention_count, title_count
-            name = key
-            if titles:
-                (written,) = connection.execute(
-                    "SELECT min(name) FROM (SELECT t.name FROM title t"
-                    f" WHERE t.entity = ?{condition} ORDER BY t.passage LIMIT 16)",
-                    (entity, *parameters),
-                ).fetchone()
-                name = written or key
+        for entity, key, mentions, titles in rows:
+            name = names.get(entity, key)
             other = found.get(key)
-            if other is not None:
-                name = min(name, other.name)
-                mentions += other.mention_count
-                titles += other.title_count
-            found[key] = EntityStatistics(key, name, mentions, titles)
+            found[key] = (
+                EntityStatistics(key, name, mentions, titles)
+                if other is None
+                else EntityStatistics(
+                    key, min(name, other.name), mentions + other.mention_count, titles + other.title_count
+                )
+            )
         return found
+
+    def _names(self, connection: sqlite3.Connection, rows: Sequence[tuple[int, str, int, int]]) -> dict[int, str]:
+        """How passages write the names of entities that are titles; of one with many titles the first ones count."""
+        condition, parameters = self._visibility.passage("t.passage")
+        few = [entity for entity, _, _, titles in rows if 0 < titles <= _NAMING_TITLES]
+        found = connection.execute(
+            "SELECT t.entity, min(t.name) FROM json_each(?) j CROSS JOIN title t"
+            f" WHERE t.entity = j.value{condition} GROUP BY t.entity",
+            (json.dumps(few), *parameters),
+        )
+        names: dict[int, str] = dict(found.fetchall())
+        for entity in (entity for entity, _, _, titles in rows if titles > _NAMING_TITLES):
+            (name,) = connection.execute(
+                f"SELECT min(name) FROM (SELECT t.name FROM title t WHERE t.entity = ?{condition} ORDER BY t.passage LIMIT ?)",
+                (entity, *parameters, _NAMING_TITLES),
+            ).fetchone()
+            if name is not None:
+                names[entity] = name
+        return names
 
     def _titles(
         self, connection: sqlite3.Connection, rows: Sequence[tuple[int, str, int, int]], limit: int
     ) -> list[TitleEdge]:
         condition, parameters = self._visibility.passage("t.passage")
-        edges: list[TitleEdge] = []
-        for entity, key, _, titles in rows:
-            if not titles:
-                continue
+        keys = {entity: key for entity, key, _, titles in rows if 0 < titles <= limit}
+        found = connection.execute(
+            "SELECT t.entity, t.passage, t.weight FROM json_each(?) j CROSS JOIN title t"
+            f" WHERE t.entity = j.value{condition}",
+            (json.dumps(list(keys)), *parameters),
+        )
+        edges = [TitleEdge(keys[entity], PassageRef(passage), weight) for entity, passage, weight in found.fetchall()]
+        for entity, key in ((entity, key) for entity, key, _, titles in rows if titles > limit):
             found = connection.execute(
                 f"SELECT t.passage, t.weight FROM title t WHERE t.entity = ?{condition}"
                 " ORDER BY t.weight DESC, t.passage LIMIT ?",
@@ -269,17 +289,17 @@ class SqliteSnapshot:
             edges += [TitleEdge(key, PassageRef(passage), weight) for passage, weight in found.fetchall()]
         return edges
 
-    def _hidden_titles(self, connection: sqlite3.Connection, entity: int) -> bool:
-        """Whether every passage that bears an entity's name is hidden: then nothing is mentioned because of these titles."""
+    def _hidden_titles(self, connection: sqlite3.Connection, entities: Group[int]) -> set[int]:
+        """Those of the entities whose titles are all hidden: nothing is mentioned because of these."""
         condition, parameters = self._visibility.passage("t.passage")
         if not condition:
-            return False
-        return (
-            connection.execute(
-                f"SELECT 1 FROM title t WHERE t.entity = ?{condition} LIMIT 1", (entity, *parameters)
-            ).fetchone()
-            is None
+            return set()
+        shown = connection.execute(
+            "SELECT j.value FROM json_each(?) j WHERE EXISTS"
+            f" (SELECT 1 FROM title t WHERE t.entity = j.value{condition})",
+            (json.dumps(list(entities)), *parameters),
         )
+        return set(entities).difference(entity for (entity,) in shown.fetchall())
 
     def _mentions_of(self, connection: sqlite3.Connection, seeds: Group[PassageRef]) -> list[MentionEdge]:
         rows = connection.execute(
@@ -287,10 +307,11 @@ class SqliteSnapshot:
             " JOIN entity e ON e.id = m.entity WHERE e.mention_count > 1 OR e.title_count > 0",
             (json.dumps(list(seeds)),),
         ).fetchall()
+        hidden = self._hidden_titles(connection, {entity for _, entity, kind, _ in rows if not kind & CAPITALISED})
         return [
             MentionEdge(key, PassageRef(passage))
             for passage, entity, kind, key in rows
-            if kind & CAPITALISED or not self._hidden_titles(connection, entity)
+            if kind & CAPITALISED or entity not in hidden
         ]
 
     def _titles_of(self, connection: sqlite3.Connection, seeds: Group[PassageRef]) -> list[TitleEdge]:
@@ -303,14 +324,18 @@ class SqliteSnapshot:
 
     def _mentions(self, connection: sqlite3.Connection, rows: Sequence[tuple[int, str, int, int]]) -> list[MentionEdge]:
         condition, parameters = self._visibility.passage("m.passage")
-        edges: list[MentionEdge] = []
-        for entity, key, _, _ in rows:
-            kinds = "" if not self._hidden_titles(connection, entity) else f" AND m.kind & {CAPITALISED}"
-            found = connection.execute(
-                f"SELECT m.passage FROM mention m WHERE m.entity = ?{kinds}{condition}", (entity, *parameters)
-            )
-            edges += [MentionEdge(key, PassageRef(passage)) for (passage,) in found.fetchall()]
-        return edges
+        keys = {entity: key for entity, key, _, _ in rows}
+        hidden = self._hidden_titles(connection, keys)
+        found = connection.execute(
+            "SELECT m.entity, m.passage, m.kind FROM json_each(?) j CROSS JOIN mention m"
+            f" WHERE m.entity = j.value{condition}",
+            (json.dumps(list(keys)), *parameters),
+        )
+        return [
+            MentionEdge(keys[entity], PassageRef(passage))
+            for entity, passage, kind in found.fetchall()
+            if kind & CAPITALISED or entity not in hidden
+        ]
 
     def _references(self, connection: sqlite3.Connection, seeds: Group[PassageRef]) -> list[ReferenceEdge]:
         condition, parameters = self._visibility.passage("q.id")
@@ -389,25 +414,33 @@ PASSAGE_COLUMNS = (
     " FROM passage p JOIN document o ON o.id = p.document JOIN collection c ON c.id = p.collection"
     " JOIN passage_text t ON t.passage = p.id"
 )
-"""What `passage_of` needs of a passage; a WHERE clause follows."""
+"""What `passages_of` needs of passages; a WHERE clause follows."""
 
 
-def passage_of(connection: sqlite3.Connection, row: Sequence[Any]) -> Passage:
-    """The passage of a row of `PASSAGE_COLUMNS`."""
-    _, collection, document, document_id, title, uri, ordinal, headings, text, start, end = row
-    metadata = connection.execute("SELECT key, value FROM document_metadata WHERE document = ?", (document,)).fetchall()
-    return Passage(
-        collection=collection,
-        passage_id=f"{document_id}#{ordinal}",
-        document_id=document_id,
-        title=title,
-        headings=tuple(json.loads(headings)),
-        text=text,
-        uri=uri,
-        ordinal=ordinal,
-        start_byte=start,
-        end_byte=end,
-        metadata=dict(metadata),
+def passages_of(connection: sqlite3.Connection, rows: Sequence[Sequence[Any]]) -> tuple[Passage, ...]:
+    """The passages of rows of `PASSAGE_COLUMNS`."""
+    metadata: dict[int, dict[str, str]] = {row[2]: {} for row in rows}
+    entries = connection.execute(
+        "SELECT m.document, m.key, m.value FROM json_each(?) j CROSS JOIN document_metadata m ON m.document = j.value",
+        (json.dumps(list(metadata)),),
+    )
+    for document, key, value in entries.fetchall():
+        metadata[document][key] = value
+    return tuple(
+        Passage(
+            collection=collection,
+            passage_id=f"{document_id}#{ordinal}",
+            document_id=document_id,
+            title=title,
+            headings=tuple(json.loads(headings)),
+            text=text,
+            uri=uri,
+            ordinal=ordinal,
+            start_byte=start,
+            end_byte=end,
+            metadata=metadata[document],
+        )
+        for _, collection, document, document_id, title, uri, ordinal, headings, text, start, end in rows
     )
 
 

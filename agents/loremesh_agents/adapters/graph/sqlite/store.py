@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from loremesh_agents.adapters.graph.sqlite.connection import Connections
-from loremesh_agents.adapters.graph.sqlite.snapshot import PASSAGE_COLUMNS, SqliteSnapshot, Visibility, passage_of
+from loremesh_agents.adapters.graph.sqlite.snapshot import PASSAGE_COLUMNS, SqliteSnapshot, Visibility, passages_of
 from loremesh_agents.adapters.graph.sqlite.writer import Writer, WriterMemory, delete_collection, open_collection
 from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.document import (
@@ -152,7 +152,7 @@ class SqliteGraphStore:
                     f"{PASSAGE_COLUMNS} WHERE p.document = ? AND p.ordinal >= ? ORDER BY p.ordinal LIMIT ?",
                     (row[9], first_passage, passage_limit),
                 ).fetchall()
-                found = tuple(passage_of(connection, passage) for passage in passages)
+                found = passages_of(connection, passages)
                 return revision, _summary_of(connection, row), found
             finally:
                 connection.execute("ROLLBACK")
