@@ -50,6 +50,11 @@ class GraphSnapshot(Protocol):
         """The states that are read, one a collection."""
         ...
 
+    @property
+    def embedding_models(self) -> Mapping[str, str]:
+        """The models of the vectors, by collection; empty for one without vectors."""
+        ...
+
     async def link(self, keys: Group[str], *, title_limit: int, deadline: Deadline) -> Linked:
         """The entities of these keys and the passages that bear their names, at most `title_limit` an entity."""
         ...

@@ -162,6 +162,11 @@ class RetrieverService:
         return await self._text.search(frequencies, revisions=snapshot.revisions, limit=limit, deadline=deadline)
 
     @property
+    def embedding_model(self) -> str:
+        """The encoder's model; empty without one."""
+        return self._embedder.model if self._embedder is not None else ""
+
+    @property
     def encodes(self) -> bool:
         """Whether there are vectors."""
         return self._embedder is not None and self._vectors is not None
@@ -239,9 +244,10 @@ class _Search:
             statistics = await snapshot.statistics(self._terms, deadline=deadline)
             linked = await snapshot.link(keys - {""}, title_limit=limit, deadline=deadline)
             entities = link(spans, linked.entities, context.entities)
-            cited = await snapshot.locate(
-                [(passage.collection, passage.passage_id) for passage in context.passages], deadline=deadline
-            )
+            cited: Mapping[tuple[str, str], PassageRef] = {}
+            if context.passages:
+                wanted = [(passage.collection, passage.passage_id) for passage in context.passages]
+                cited = await snapshot.locate(wanted, deadline=deadline)
             matching = await self._service.matching(statistics.document_frequencies, snapshot, deadline)
             vector, near = await encoding
         finally:
@@ -264,6 +270,13 @@ class _Search:
         if not self._service.encodes:
             self._leave_out("vectors", DegradationReason.NOT_CONFIGURED, "There is no encoder: text and graph alone.")
             return None, ()
+        for collection, model in snapshot.embedding_models.items():
+            if model not in ("", self._service.embedding_model):
+                detail = (
+                    f"Collection {collection} has vectors of {model}, the encoder is {self._service.embedding_model}."
+                )
+                self._leave_out("vectors", DegradationReason.NOT_CONFIGURED, detail)
+                return None, ()
         share = deadline.fraction(self._service.settings.vector_share)
         try:
             async with asyncio.timeout(share.remaining()):

@@ -3,6 +3,7 @@
 import asyncio
 import zlib
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -156,6 +157,21 @@ async def test_a_collection_without_vectors_is_searched_all_the_same(
     assert documents(evidence)[:2] == ["acme", "jane"]
     assert all(entry.why is not None and entry.why.cosine == 0.0 for entry in evidence)
     assert completion.degradations == ()
+
+
+async def test_collections_with_vectors_of_other_models_are_searched_without_them(
+    store: SqliteGraphStore, vectors: FaissVectorIndex
+) -> None:
+    for collection, model, dimension in (("older", "words", 32), ("other", "letters", 8)):
+        unit = np.eye(1, dimension, dtype=np.float32)[0]
+        (one,) = writes(document("d", "Acme Corporation", "Acme Corporation makes anvils."))
+        one = replace(one, passages=tuple(replace(passage, vector=unit) for passage in one.passages))
+        await store.write(collection, [one], embedding_model=model, deadline=soon())
+    request = replace(ASKED, collections=("docs", "older", "other"))
+    evidence, completion = await found(service(store, vectors, WordEmbedder()), request)
+    assert documents(evidence)[:2] == ["d", "d"]
+    assert reasons(completion) == [("vectors", DegradationReason.NOT_CONFIGURED)]
+    assert "other has vectors of letters" in completion.degradations[0].detail
 
 
 async def test_no_time_at_all_is_an_error(store: SqliteGraphStore) -> None:

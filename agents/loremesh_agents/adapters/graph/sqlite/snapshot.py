@@ -88,11 +88,13 @@ class SqliteSnapshot:
         connections: Connections,
         connection: sqlite3.Connection,
         collections: Mapping[int, CollectionRevision],
+        embedding_models: Mapping[str, str],
         visibility: Visibility,
     ) -> None:
         self._connections = connections
         self._connection = connection
         self._collections = collections
+        self._embedding_models = embedding_models
         self._ids = json.dumps(sorted(collections))
         self._visibility = visibility
 
@@ -100,6 +102,11 @@ class SqliteSnapshot:
     def revisions(self) -> tuple[CollectionRevision, ...]:
         """The states that are read."""
         return tuple(self._collections.values())
+
+    @property
+    def embedding_models(self) -> Mapping[str, str]:
+        """The models of the vectors."""
+        return self._embedding_models
 
     async def _read(self, work: Callable[[sqlite3.Connection], _Result], deadline: Deadline) -> _Result:
         return await self._connections.read(self._connection, work, deadline)
@@ -393,11 +400,14 @@ class SqliteSnapshot:
             if term in ids:
                 hits = stored == ids[term]
                 frequencies[places[hits], column] = counts[hits]
-        has_vector = np.array([row[7] is not None for row in rows], dtype=np.bool_)
         dimension = next((len(row[7]) // 4 for row in rows if row[7] is not None), 0)
+        # Collections may have vectors of different models. The retriever uses none then.
+        has_vector = np.array([row[7] is not None and len(row[7]) == 4 * dimension for row in rows], dtype=np.bool_)
         vectors = np.zeros((len(rows), dimension), dtype=np.float32)
         if dimension:
-            joined = np.frombuffer(b"".join(row[7] for row in rows if row[7] is not None), dtype="<f4")
+            joined = np.frombuffer(
+                b"".join(row[7] for row, has in zip(rows, has_vector, strict=True) if has), dtype="<f4"
+            )
             vectors[has_vector] = joined.reshape(-1, dimension)
         return PassageFeatures(
             refs=tuple(PassageRef(row[0]) for row in rows),

@@ -269,7 +269,9 @@ class SqliteGraphStore:
         for required in consistency.min_revisions.values():
             await self._wait_for(required, deadline)
 
-        def begin(connection: sqlite3.Connection) -> tuple[dict[int, CollectionRevision], Visibility]:
+        def begin(
+            connection: sqlite3.Connection,
+        ) -> tuple[dict[int, CollectionRevision], dict[str, str], Visibility]:
             connection.execute("BEGIN")
             names = list(collections) or [
                 name
@@ -282,7 +284,11 @@ class SqliteGraphStore:
                 "SELECT coalesce(sum(restricted_count), 0) FROM collection WHERE id IN (SELECT value FROM json_each(?))",
                 (json.dumps(list(found)),),
             ).fetchone()
-            return found, Visibility.of(principal, filter, restricted=restricted > 0)
+            models = connection.execute(
+                "SELECT name, embedding_model FROM collection WHERE id IN (SELECT value FROM json_each(?))",
+                (json.dumps(list(found)),),
+            )
+            return found, dict(models.fetchall()), Visibility.of(principal, filter, restricted=restricted > 0)
 
         try:
             async with asyncio.timeout(deadline.remaining()):
@@ -291,8 +297,8 @@ class SqliteGraphStore:
             raise BudgetExhausted("graph store", "waiting for a snapshot") from None
         try:
             async with self._connections.reader(deadline) as connection:
-                found, visibility = await self._connections.read(connection, begin, deadline)
-                yield SqliteSnapshot(self._connections, connection, found, visibility)
+                state = await self._connections.read(connection, begin, deadline)
+                yield SqliteSnapshot(self._connections, connection, *state)
         finally:
             self._snapshots.release()
 
