@@ -169,7 +169,7 @@ async def test_collections_with_vectors_of_other_models_are_searched_without_the
         await store.write(collection, [one], embedding_model=model, deadline=soon())
     request = replace(ASKED, collections=("docs", "older", "other"))
     evidence, completion = await found(service(store, vectors, WordEmbedder()), request)
-    assert documents(evidence)[:2] == ["d", "d"]
+    assert sorted(documents(evidence)[:3]) == ["acme", "d", "d"]
     assert reasons(completion) == [("vectors", DegradationReason.NOT_CONFIGURED)]
     assert "other has vectors of letters" in completion.degradations[0].detail
 
