@@ -55,6 +55,15 @@ class GraphSnapshot(Protocol):
         """The models of the vectors, by collection; empty for one without vectors."""
         ...
 
+    @property
+    def selective(self) -> bool:
+        """Whether some passages may be hidden, from the principal or by the filter."""
+        ...
+
+    async def readable(self, refs: Sequence[PassageRef], *, deadline: Deadline) -> tuple[PassageRef, ...]:
+        """Those of the passages that are there and readable, in the order given."""
+        ...
+
     async def link(self, keys: Group[str], *, title_limit: int, deadline: Deadline) -> Linked:
         """The entities of these keys and the passages that bear their names, at most `title_limit` an entity."""
         ...

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +34,8 @@ from loremesh_agents.ports.vectors import VectorIndex
 from loremesh_agents.retriever.settings import RetrieverSettings
 
 _AGENT = "retriever"
+_MOST_PROPOSALS = 6400
+"""Proposals of an index that are looked through for readable ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,19 +148,17 @@ class RetrieverService:
         return np.asarray((await self._embedder.embed([question], deadline=deadline))[0], dtype=np.float32)
 
     async def near(
-        self, vector: NDArray[np.float32], snapshot: GraphSnapshot, deadline: Deadline
+        self, vector: NDArray[np.float32], snapshot: GraphSnapshot, deadline: Deadline, limit: int
     ) -> tuple[PassageRef, ...]:
-        """Passages near a vector."""
+        """Passages near a vector, hidden ones among them."""
         if self._vectors is None:
             return ()
-        limit = self._settings.vector_candidates
         return await self._vectors.search(vector, revisions=snapshot.revisions, limit=limit, deadline=deadline)
 
     async def matching(
-        self, frequencies: Mapping[str, int], snapshot: GraphSnapshot, deadline: Deadline
+        self, frequencies: Mapping[str, int], snapshot: GraphSnapshot, deadline: Deadline, limit: int
     ) -> tuple[PassageRef, ...]:
-        """Passages that share words with the question."""
-        limit = self._settings.text_candidates
+        """Passages that share words with the question, hidden ones among them."""
         return await self._text.search(frequencies, revisions=snapshot.revisions, limit=limit, deadline=deadline)
 
     @property
@@ -248,8 +248,10 @@ class _Search:
             if context.passages:
                 wanted = [(passage.collection, passage.passage_id) for passage in context.passages]
                 cited = await snapshot.locate(wanted, deadline=deadline)
-            matching = await self._service.matching(statistics.document_frequencies, snapshot, deadline)
+            matching = await self._matching(statistics.document_frequencies, snapshot, deadline)
             vector, near = await encoding
+            if vector is not None:
+                near = await self._readable_near(vector, near, snapshot, deadline)
         finally:
             encoding.cancel()
             await asyncio.wait([encoding])
@@ -283,7 +285,8 @@ class _Search:
                 began = time.monotonic()
                 vector = await self._service.encode(self._question, share)
                 self._timings["encode"] = time.monotonic() - began
-                near = () if vector is None else await self._service.near(vector, snapshot, share)
+                limit = self._service.settings.vector_candidates
+                near = () if vector is None else await self._service.near(vector, snapshot, share, limit)
         except (BudgetExhausted, TimeoutError):
             self._leave_out("vectors", DegradationReason.BUDGET, "Vectors took more than their share of the time.")
         except BackendUnavailable as error:
@@ -291,6 +294,33 @@ class _Search:
         else:
             return vector, near
         return None, ()
+
+    async def _matching(
+        self, frequencies: Mapping[str, int], snapshot: GraphSnapshot, deadline: Deadline
+    ) -> tuple[PassageRef, ...]:
+        """The best readable passages that share words with the question."""
+        limit = self._service.settings.text_candidates
+        proposed = await self._service.matching(frequencies, snapshot, deadline, limit)
+        return await _readable(
+            proposed,
+            limit,
+            lambda more: self._service.matching(frequencies, snapshot, deadline, more),
+            snapshot,
+            deadline,
+        )
+
+    async def _readable_near(
+        self,
+        vector: NDArray[np.float32],
+        proposed: tuple[PassageRef, ...],
+        snapshot: GraphSnapshot,
+        deadline: Deadline,
+    ) -> tuple[PassageRef, ...]:
+        """The best readable passages near the question."""
+        limit = self._service.settings.vector_candidates
+        return await _readable(
+            proposed, limit, lambda more: self._service.near(vector, snapshot, deadline, more), snapshot, deadline
+        )
 
     def _leave_out(self, stage: str, reason: DegradationReason, detail: str) -> None:
         self._degradations.append(Degradation(_AGENT, stage, reason, detail))
@@ -319,6 +349,32 @@ class _Search:
         else:
             last = EdgeKind.REFERS_TO if seed is not None else EdgeKind.EARLIER_TURN
         return (*steps, PathStep(last, passage_id=passage.passage_id, title=passage.title))
+
+
+async def _readable(
+    proposed: tuple[PassageRef, ...],
+    limit: int,
+    propose: Callable[[int], Awaitable[tuple[PassageRef, ...]]],
+    snapshot: GraphSnapshot,
+    deadline: Deadline,
+) -> tuple[PassageRef, ...]:
+    """The first `limit` proposals that the caller may read: hidden ones must not crowd them out.
+
+    Args:
+        proposed: The first `limit` proposals, the best first.
+        limit: How many are wanted.
+        propose: Gives the first so many proposals.
+        snapshot: Knows what is readable.
+        deadline: When the answer is of no more use.
+    """
+    asked = limit
+    while snapshot.selective:
+        readable = (await snapshot.readable(proposed, deadline=deadline))[:limit]
+        if len(readable) == limit or len(proposed) < asked or asked >= _MOST_PROPOSALS:
+            return readable
+        asked *= 4
+        proposed = await propose(asked)
+    return proposed
 
 
 def _named(entity: LinkedEntity | None) -> EdgeKind:

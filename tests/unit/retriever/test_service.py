@@ -220,3 +220,15 @@ async def test_a_caller_who_leaves_early_leaves_nothing_behind(
         break
     await events.aclose()
     assert asyncio.all_tasks() == before
+
+
+async def test_hidden_passages_do_not_crowd_out_the_readable_ones(
+    store: SqliteGraphStore, vectors: FaissVectorIndex
+) -> None:
+    secret = frozenset({"board"})
+    hidden = [document(f"h{n}", f"Memo {n}", "Obelisks, obelisks, obelisks.", readers=secret) for n in range(40)]
+    shown = document("shown", "Notes", "Much is written here about all kinds of stones, and once of obelisks too.")
+    await store.write("memos", writes(*hidden, shown), embedding_model="", deadline=soon())
+    request = RetrievalRequest("obelisks", ("memos",))
+    evidence, _ = await found(service(store, text_candidates=5), request)
+    assert documents(evidence) == ["shown"]

@@ -108,6 +108,16 @@ class SqliteSnapshot:
         """The models of the vectors."""
         return self._embedding_models
 
+    @property
+    def selective(self) -> bool:
+        """Whether some passages may be hidden."""
+        return bool(self._visibility.condition)
+
+    async def readable(self, refs: Sequence[PassageRef], *, deadline: Deadline) -> tuple[PassageRef, ...]:
+        """See the port."""
+        found = set(await self._read(lambda connection: self._readable(connection, refs), deadline))
+        return tuple(ref for ref in refs if ref in found)
+
     async def _read(self, work: Callable[[sqlite3.Connection], _Result], deadline: Deadline) -> _Result:
         return await self._connections.read(self._connection, work, deadline)
 
