@@ -1,29 +1,30 @@
-"""The ranking: exact text and vector scores, and two rounds of max-propagation over the graph.
+"""The ranking: what a passage says itself, what the question names, and max-propagation through the graph.
 
-Sources: BM25 is Robertson and Zaragoza, "The Probabilistic Relevance Framework" (2009), with the idf of Lucene, ln(1 + (N - df + 0.5) / (df + 0.5)). The
-propagation is our own; docs/retrieval.md derives it. Nothing here knows a store: what a ranking returns depends on the documents, not on the
+The propagation is our own; docs/retrieval.md derives it. Nothing here knows a store: what a ranking returns depends on the documents, not on the
 engine that proposed them.
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from loremesh_agents.domain.linking import LinkedEntity
+from loremesh_agents.domain.matching import bm25, cosine
 from loremesh_agents.domain.retrieval import (
     EntityStatistics,
     Expansion,
     Linked,
     PassageFeatures,
     PassageRef,
+    ReferenceEdge,
     TermStatistics,
 )
 
-K1 = 0.9
-B = 0.4
 TEXT_WEIGHT = 0.3
 PRIOR_WEIGHT = 0.9
 GRAPH_WEIGHT = 1.5
@@ -37,41 +38,8 @@ _TITLE_SHARE = 0.3
 _CO_MENTION = 0.24
 _EARLIER_PASSAGE = 0.3
 
-
-def bm25(features: PassageFeatures, terms: Sequence[str], statistics: TermStatistics) -> NDArray[np.float64]:
-    """BM25 of each passage for the question's terms, shape (n,)."""
-    if not terms or not statistics.passage_count:
-        return np.zeros(len(features.refs))
-    total = statistics.passage_count
-    frequencies = np.array([statistics.document_frequencies.get(term, 0) for term in terms], dtype=np.float64)
-    idf = np.log1p((total - frequencies + 0.5) / (frequencies + 0.5))
-    counts = features.term_frequencies.astype(np.float64)
-    norm = K1 * (1 - B + B * features.lengths.astype(np.float64) / max(statistics.mean_length, 1e-9))
-    return np.asarray((idf * counts * (K1 + 1) / (counts + norm[:, None])).sum(axis=1), dtype=np.float64)
-
-
-def cosine(features: PassageFeatures, question: NDArray[np.float32] | None) -> NDArray[np.float64] | None:
-    """Cosine of each passage's vector and the question's, shape (n,); 0 for passages without one, None without a question vector.
-
-    Raises:
-        ValueError: The dimensions differ, or a vector is not finite.
-    """
-    if question is None:
-        return None
-    if not np.isfinite(question).all():
-        raise ValueError("the question's vector holds values that are not finite")
-    if not features.has_vector.any():
-        return np.zeros(len(features.refs))
-    if features.vectors.shape[1] != question.shape[0]:
-        raise ValueError(
-            f"the question's vector has {question.shape[0]} dimensions, those of the passages {features.vectors.shape[1]}"
-        )
-    with np.errstate(invalid="ignore"):  # an infinite value is reported below
-        found = np.asarray(features.vectors @ question, dtype=np.float64)
-    broken = np.flatnonzero(~np.isfinite(found))
-    if broken.size:
-        raise ValueError(f"the vector of {features.passage_ids[broken[0]]} holds values that are not finite")
-    return found
+_Key = TypeVar("_Key")
+_Origin = TypeVar("_Origin")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,18 +55,6 @@ class Trail:
     seed: PassageRef | None
     entity: str
     by_title: bool
-
-
-@dataclass(slots=True)
-class _Candidate:
-    name: str
-    cosine: float
-    bm25: float
-    prior: float = 0.0
-    prior_entity: str = ""
-    score: float = 0.0
-    graph: float = 0.0
-    trail: Trail | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +78,40 @@ class Ranked:
     trail: Trail | None
 
 
+class _Largest(dict[_Key, tuple[float, _Origin]]):
+    """The largest positive value of each key and where it came from; of equal ones the first."""
+
+    def offer(self, key: _Key, value: float, origin: _Origin) -> None:
+        if value > (self[key][0] if key in self else 0.0):
+            self[key] = (value, origin)
+
+
 @dataclass(slots=True)
+class _Neighbourhood:
+    """What is known of the graph around the passages that were seeds."""
+
+    explored: set[PassageRef] = field(default_factory=set[PassageRef])
+    entities: dict[str, EntityStatistics] = field(default_factory=dict[str, EntityStatistics])
+    mentioned: defaultdict[PassageRef, list[str]] = field(default_factory=lambda: defaultdict(list))
+    borne: defaultdict[PassageRef, list[str]] = field(default_factory=lambda: defaultdict(list))
+    bearers: defaultdict[str, dict[PassageRef, float]] = field(default_factory=lambda: defaultdict(dict))
+    mentioners: defaultdict[str, dict[PassageRef, None]] = field(default_factory=lambda: defaultdict(dict))
+    references: defaultdict[PassageRef, list[ReferenceEdge]] = field(default_factory=lambda: defaultdict(list))
+
+    def take(self, expansion: Expansion) -> None:
+        self.entities.update(expansion.entities)
+        for mention in expansion.seed_mentions:
+            self.mentioned[mention.passage].append(mention.entity)
+        for title in expansion.seed_titles:
+            self.borne[title.passage].append(title.entity)
+        for title in expansion.titles:
+            self.bearers[title.entity][title.passage] = title.weight
+        for mention in expansion.mentions:
+            self.mentioners[mention.entity][mention.passage] = None
+        for reference in expansion.references:
+            self.references[reference.source].append(reference)
+
+
 class Ranking:
     """The candidates of one question and their scores.
 
@@ -133,26 +122,43 @@ class Ranking:
         linked: What the question names, by entity key.
     """
 
-    terms: Sequence[str]
-    statistics: TermStatistics
-    question: NDArray[np.float32] | None
-    linked: Mapping[str, LinkedEntity]
-    _candidates: dict[PassageRef, _Candidate] = field(default_factory=dict[PassageRef, _Candidate])
-    _priors: dict[PassageRef, tuple[float, str]] = field(default_factory=dict[PassageRef, tuple[float, str]])
-    _names: dict[str, str] = field(default_factory=dict[str, str])
+    def __init__(
+        self,
+        terms: Sequence[str],
+        statistics: TermStatistics,
+        question: NDArray[np.float32] | None,
+        linked: Mapping[str, LinkedEntity],
+    ) -> None:
+        self.linked = linked
+        self._terms = terms
+        self._statistics = statistics
+        self._question = question
+        self._priors: dict[PassageRef, tuple[float, str]] = {}
+        self._written: dict[str, str] = {}
+        self._graph = _Neighbourhood()
+        # One row a candidate in each of these.
+        self._rows: dict[PassageRef, int] = {}
+        self._refs: list[PassageRef] = []
+        self._names: list[str] = []
+        self._cosine = np.zeros(0)
+        self._bm25 = np.zeros(0)
+        self._prior = np.zeros(0)
+        self._gain = np.zeros(0)
+        self._score = np.zeros(0)
+        self._trails: dict[PassageRef, Trail] = {}
 
     @property
     def known(self) -> frozenset[PassageRef]:
         """The candidates."""
-        return frozenset(self._candidates)
+        return frozenset(self._refs)
 
     def name(self, entity: str) -> str:
         """An entity's name as a passage writes it, by its key; the key where no more is known."""
-        return self._names.get(entity, entity)
+        return self._written.get(entity, entity)
 
     def add_links(self, linked: Linked) -> None:
         """Takes the title edges of the entities that the question names: sc's last part, 0.9 Q[e] w / tdf^0.25."""
-        self._names.update((key, entity.name) for key, entity in linked.entities.items())
+        self._written.update((key, entity.name) for key, entity in linked.entities.items())
         for edge in linked.titles:
             entity = self.linked.get(edge.entity)
             if entity is None:
@@ -169,104 +175,114 @@ class Ranking:
                 self._priors[passage] = (_EARLIER_PASSAGE, "")
 
     def add(self, features: PassageFeatures) -> None:
-        """Takes candidates."""
-        text = bm25(features, self.terms, self.statistics)
-        similar = cosine(features, self.question)
-        for row, (ref, name) in enumerate(zip(features.refs, features.passage_ids, strict=True)):
-            if ref in self._candidates:
-                continue
-            prior, entity = self._priors.get(ref, (0.0, ""))
-            similarity = float(similar[row]) if similar is not None else 0.0
-            self._candidates[ref] = _Candidate(name, similarity, float(text[row]), prior, entity)
+        """Takes candidates; they are scored with the next `begin` or `propagate`."""
+        fresh = [row for row, ref in enumerate(features.refs) if ref not in self._rows]
+        text = bm25(features, self._terms, self._statistics)
+        similar = cosine(features, self._question)
+        for row in fresh:
+            self._rows[features.refs[row]] = len(self._refs)
+            self._refs.append(features.refs[row])
+            self._names.append(features.passage_ids[row])
+        self._bm25 = np.concatenate([self._bm25, text[fresh]])
+        self._cosine = np.concatenate([self._cosine, similar[fresh] if similar is not None else np.zeros(len(fresh))])
+        priors = [self._priors.get(features.refs[row], (0.0, ""))[0] for row in fresh]
+        self._prior = np.concatenate([self._prior, priors])
 
     def begin(self) -> None:
         """Scores all candidates by vectors, text and the question's links; nothing has been propagated yet."""
-        self._score({})
+        self._rate({})
 
     def seeds(self) -> tuple[PassageRef, ...]:
-        """The passages to expand from: the best five."""
-        return tuple(ref for ref, _ in self._ordered()[:SEEDS])
+        """The passages that lend their score to others: the best five."""
+        return tuple(self._refs[row] for row in self._best(SEEDS))
 
-    def propagate(self, expansion: Expansion) -> None:
-        """One round: what the seeds mention, bear and link to lends score to the passages that are named after it or mention it too."""
-        activation = {ref: min(max(self._candidates[ref].score, 0.0), _ACTIVATION_CAP) for ref in self.seeds()}
-        self.add(expansion.features)
-        self._names.update((key, entity.name) for key, entity in expansion.entities.items())
-        gains: dict[PassageRef, tuple[float, Trail]] = {}
+    def frontier(self) -> tuple[PassageRef, ...]:
+        """The seeds whose neighbourhood is not known yet."""
+        return tuple(ref for ref in self.seeds() if ref not in self._graph.explored)
 
-        def gain(ref: PassageRef, value: float, trail: Trail) -> None:
-            if value > gains.get(ref, (0.0, trail))[0]:
-                gains[ref] = (value, trail)
+    def propagate(self, expansion: Expansion | None = None) -> None:
+        """One round: what the seeds mention, bear and link to lends score to the passages that are named after it or mention it too.
 
-        by_mention: dict[str, tuple[float, PassageRef | None]] = {}
-        for edge in expansion.seed_mentions:
-            value = _MENTION_SHARE * activation.get(edge.passage, 0.0) ** 2
-            if value > by_mention.get(edge.entity, (0.0, None))[0]:
-                by_mention[edge.entity] = (value, edge.passage)
-        either = dict(by_mention)
-        for title in expansion.seed_titles:
-            value = _TITLE_SHARE * activation.get(title.passage, 0.0)
-            if value > either.get(title.entity, (0.0, None))[0]:
-                either[title.entity] = (value, title.passage)
-        for key, entity in self.linked.items():
-            value = _QUESTION_SHARE * entity.confidence
-            if value > either.get(key, (0.0, None))[0]:
-                either[key] = (value, None)
-        for title in expansion.titles:
-            value, seed = by_mention.get(title.entity, (0.0, None))
-            if value:
-                spread = _spread(expansion.entities[title.entity])
-                gain(title.passage, value * title.weight / spread, Trail(seed, title.entity, by_title=True))
-        for mention in expansion.mentions:
-            value, seed = either.get(mention.entity, (0.0, None))
-            if value:
-                common = math.log2(1.5 + expansion.entities[mention.entity].mention_count) ** 0.3
-                gain(mention.passage, _CO_MENTION * value / common, Trail(seed, mention.entity, by_title=False))
-        for reference in expansion.references:
-            value = _MENTION_SHARE * activation.get(reference.source, 0.0) ** 2
-            gain(
-                reference.target,
-                value / max(reference.in_degree, 1) ** 0.3,
-                Trail(reference.source, "", by_title=False),
-            )
-        self._score(gains)
+        Args:
+            expansion: The neighbourhood of the frontier; None where there is no frontier.
+        """
+        activation = {ref: min(max(float(self._score[self._rows[ref]]), 0.0), _ACTIVATION_CAP) for ref in self.seeds()}
+        if expansion is not None:
+            self._graph.explored.update(activation)
+            self._graph.take(expansion)
+            self._written.update((key, entity.name) for key, entity in expansion.entities.items())
+            self.add(expansion.features)
+        self._rate(self._gains(activation))
+
+    def _gains(self, activation: Mapping[PassageRef, float]) -> _Largest[PassageRef, Trail]:
+        """What each passage is lent the most, and by what."""
+        graph = self._graph
+        gains = _Largest[PassageRef, Trail]()
+        lent = _Largest[str, PassageRef | None]()
+        for seed, act in activation.items():
+            for key in graph.mentioned.get(seed, ()):
+                lent.offer(key, _MENTION_SHARE * act**2, seed)
+            for reference in graph.references.get(seed, ()):
+                value = _MENTION_SHARE * act**2 / max(reference.in_degree, 1) ** 0.3
+                gains.offer(reference.target, value, Trail(seed, "", by_title=False))
+        for key, (value, origin) in lent.items():
+            entity = graph.entities[key]
+            spread = max(entity.title_count, 1) ** 0.8 * max(entity.mention_count, 1) ** 0.3
+            trail = Trail(origin, key, by_title=True)
+            for ref, weight in graph.bearers.get(key, {}).items():
+                gains.offer(ref, value * weight / spread, trail)
+        for seed, act in activation.items():
+            for key in graph.borne.get(seed, ()):
+                lent.offer(key, _TITLE_SHARE * act, seed)
+        for key, linked in self.linked.items():
+            lent.offer(key, _QUESTION_SHARE * linked.confidence, None)
+        for key, (value, origin) in lent.items():
+            common = math.log2(1.5 + graph.entities[key].mention_count) ** 0.3 if key in graph.mentioners else 1.0
+            trail = Trail(origin, key, by_title=False)
+            for ref in graph.mentioners.get(key, ()):
+                gains.offer(ref, _CO_MENTION * value / common, trail)
+        return gains
 
     def top(self, count: int) -> tuple[Ranked, ...]:
         """The best candidates, the best first; ties by the passages' names."""
         best_text = self._best_text()
         return tuple(
             Ranked(
-                ref,
-                candidate.score,
-                candidate.cosine if self.question is not None else None,
-                candidate.bm25 / best_text,
-                candidate.graph,
-                candidate.trail,
+                self._refs[row],
+                float(self._score[row]),
+                float(self._cosine[row]) if self._question is not None else None,
+                float(self._bm25[row] / best_text),
+                float(self._prior[row] + self._gain[row]),
+                self._trail(self._refs[row], row),
             )
-            for ref, candidate in self._ordered()[:count]
+            for row in self._best(count)
         )
 
-    def _ordered(self) -> list[tuple[PassageRef, _Candidate]]:
-        return sorted(self._candidates.items(), key=lambda item: (-item[1].score, item[1].name))
+    def _best(self, count: int) -> list[int]:
+        """The rows of the best candidates, in order."""
+        if len(self._refs) > count:
+            least = np.partition(self._score, -count)[-count]
+            rows = np.flatnonzero(self._score >= least).tolist()
+        else:
+            rows = list(range(len(self._refs)))
+        return sorted(rows, key=lambda row: (-self._score[row], self._names[row]))[:count]
 
     def _best_text(self) -> float:
-        return max((candidate.bm25 for candidate in self._candidates.values()), default=0.0) or 1.0
+        return float(self._bm25.max(initial=0.0)) or 1.0
 
-    def _score(self, gains: Mapping[PassageRef, tuple[float, Trail]]) -> None:
-        best_text = self._best_text()
-        for ref, candidate in self._candidates.items():
-            base = (candidate.cosine + TEXT_WEIGHT * candidate.bm25 / best_text) / (1 + TEXT_WEIGHT)
-            value, trail = gains.get(ref, (0.0, None))
-            value *= GRAPH_WEIGHT
-            candidate.score = base + candidate.prior + value
-            candidate.graph = candidate.prior + value
-            # That a passage mentions its own name strengthens it, but explains nothing.
-            if candidate.prior >= value or (trail is not None and trail.seed == ref):
-                own = Trail(None, candidate.prior_entity, by_title=True)
-                candidate.trail = own if candidate.prior else None
-            else:
-                candidate.trail = trail
+    def _rate(self, gains: Mapping[PassageRef, tuple[float, Trail]]) -> None:
+        self._gain = np.zeros(len(self._refs))
+        for ref, (value, _) in gains.items():
+            row = self._rows.get(ref)
+            if row is not None:
+                self._gain[row] = GRAPH_WEIGHT * value
+        self._trails = {ref: trail for ref, (_, trail) in gains.items()}
+        base = (self._cosine + TEXT_WEIGHT * self._bm25 / self._best_text()) / (1 + TEXT_WEIGHT)
+        self._score = base + self._prior + self._gain
 
-
-def _spread(entity: EntityStatistics) -> float:
-    return float(max(entity.title_count, 1) ** 0.8 * max(entity.mention_count, 1) ** 0.3)
+    def _trail(self, ref: PassageRef, row: int) -> Trail | None:
+        trail = self._trails.get(ref)
+        # That a passage mentions its own name strengthens it, but explains nothing.
+        if self._prior[row] >= self._gain[row] or (trail is not None and trail.seed == ref):
+            return Trail(None, self._priors[ref][1], by_title=True) if self._prior[row] else None
+        return trail

@@ -25,7 +25,7 @@ from loremesh_agents.domain.lexicon import entity_key, search_terms
 from loremesh_agents.domain.linking import LinkedEntity, candidate_spans, link
 from loremesh_agents.domain.principal import Principal
 from loremesh_agents.domain.ranking import MENTION_LIMIT, Ranked, Ranking
-from loremesh_agents.domain.retrieval import EntityStatistics, PassageRef, Profile, RetrievalRequest
+from loremesh_agents.domain.retrieval import EntityStatistics, PassageRef, RetrievalRequest
 from loremesh_agents.domain.revision import Consistency
 from loremesh_agents.ports.embedding import Embedder
 from loremesh_agents.ports.graph import GraphSnapshot, GraphStore
@@ -34,6 +34,7 @@ from loremesh_agents.ports.vectors import VectorIndex
 from loremesh_agents.retriever.settings import RetrieverSettings
 
 _AGENT = "retriever"
+_ROUNDS = 2
 _MOST_PROPOSALS = 6400
 """Proposals of an index that are looked through for readable ones."""
 
@@ -191,25 +192,7 @@ class _Search:
 
     async def run(self, snapshot: GraphSnapshot, deadline: Deadline) -> AsyncGenerator[Evidence | Completion]:
         ranking = await self._candidates(snapshot, deadline)
-        rounds = 1 if self._request.profile is Profile.FAST else 2
-        for _ in range(rounds):
-            seeds = ranking.seeds()
-            if not seeds:
-                break
-            if deadline.remaining() < self._service.settings.expansion_reserve:
-                self._leave_out("graph", DegradationReason.BUDGET, "A round through the graph was left out.")
-                break
-            ranking.propagate(
-                await snapshot.expand(
-                    seeds,
-                    self._terms,
-                    entities=ranking.linked.keys(),
-                    known=ranking.known,
-                    mention_limit=MENTION_LIMIT,
-                    title_limit=self._service.settings.titles_per_entity,
-                    deadline=deadline,
-                )
-            )
+        await self._propagate(ranking, snapshot, deadline)
         self._lap("rank")
         ranked = ranking.top(self._request.k)
         seeds_in_trails = {
@@ -233,6 +216,27 @@ class _Search:
             snapshot.revisions,
             tuple(self._degradations),
         )
+
+    async def _propagate(self, ranking: Ranking, snapshot: GraphSnapshot, deadline: Deadline) -> None:
+        named = frozenset(ranking.linked)
+        for _ in range(_ROUNDS):
+            frontier = ranking.frontier()
+            if frontier and deadline.remaining() < self._service.settings.expansion_reserve:
+                self._leave_out("graph", DegradationReason.BUDGET, "A round through the graph was left out.")
+                break
+            expansion = None
+            if frontier:
+                expansion = await snapshot.expand(
+                    frontier,
+                    self._terms,
+                    entities=named,
+                    known=ranking.known,
+                    mention_limit=MENTION_LIMIT,
+                    title_limit=self._service.settings.titles_per_entity,
+                    deadline=deadline,
+                )
+                named = frozenset[str]()  # the ranking has what the first round found around them
+            ranking.propagate(expansion)
 
     async def _candidates(self, snapshot: GraphSnapshot, deadline: Deadline) -> Ranking:
         spans = candidate_spans(self._question)

@@ -8,7 +8,8 @@ import pytest
 from numpy.typing import NDArray
 
 from loremesh_agents.domain.linking import LinkedEntity
-from loremesh_agents.domain.ranking import Ranking, bm25, cosine
+from loremesh_agents.domain.matching import bm25, cosine
+from loremesh_agents.domain.ranking import Ranking
 from loremesh_agents.domain.retrieval import (
     EntityStatistics,
     Expansion,

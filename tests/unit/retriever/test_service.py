@@ -20,7 +20,7 @@ from loremesh_agents.domain.errors import BackendUnavailable, BudgetExhausted, I
 from loremesh_agents.domain.evidence import EdgeKind, Evidence
 from loremesh_agents.domain.lexicon import search_terms
 from loremesh_agents.domain.principal import ANONYMOUS, Principal
-from loremesh_agents.domain.retrieval import Profile, RetrievalRequest
+from loremesh_agents.domain.retrieval import RetrievalRequest
 from loremesh_agents.ports.embedding import Embedder
 from loremesh_agents.retriever.service import RetrieverService
 from loremesh_agents.retriever.settings import RetrieverSettings
@@ -120,13 +120,6 @@ async def test_two_rounds_reach_what_is_two_steps_away(store: SqliteGraphStore) 
     evidence, completion = await found(service(store), RetrievalRequest("Acme Corporation?", ("docs",)))
     assert documents(evidence)[:3] == ["acme", "jane", "lisbon"]
     assert completion.usage.evidence_count == len(evidence)
-
-
-async def test_the_fast_profile_goes_one_step(store: SqliteGraphStore) -> None:
-    request = RetrievalRequest("Acme Corporation?", ("docs",), profile=Profile.FAST)
-    evidence, _ = await found(service(store), request)
-    assert documents(evidence)[:2] == ["acme", "jane"]
-    assert "lisbon" not in documents(evidence)
 
 
 async def test_a_late_encoder_costs_its_share_of_the_time_and_no_evidence(

@@ -138,7 +138,7 @@ class EntityChanges:
         if not self._inserted:
             return
         proposals = self._title_filter.proposals([write.spans for _, write in self._inserted])
-        self._look_up([key for key in set().union(*proposals) if key not in self._known])
+        self._look_up([key for key in set[str]().union(*proposals) if key not in self._known])
         titled = {key: entity.id for key, entity in self._known.items() if entity.titles and is_matchable(key)}
         rows: list[tuple[int, int, int]] = []
         for (ref, write), proposed in zip(self._inserted, proposals, strict=True):

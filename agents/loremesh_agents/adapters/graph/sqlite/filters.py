@@ -78,11 +78,10 @@ class TitleFilter:
 
     def proposals(self, texts: Sequence[TextSpans]) -> list[set[str]]:
         """For each text the keys of titles that it may contain, among them all that it does."""
-        found: list[set[str]] = [set() for _ in texts]
+        found: list[set[str]] = [set[str]() for _ in texts]
         names = [(place, name) for place, spans in enumerate(texts) for name in spans.names]
         for hit in np.flatnonzero(self._titles.holds(_hashes(name for _, name in names))).tolist():
-            place, name = names[hit]
-            found[place].add(name)
+            found[names[hit][0]].add(names[hit][1])
         words, owners = _words_of(texts)
         singles = _hashes(words)
         runs = singles
@@ -90,7 +89,7 @@ class TitleFilter:
             runs = _longer(runs, singles, size)
             within = owners[: len(runs)] == owners[size - 1 :]
             for hit in np.flatnonzero(within & self._titles.holds(runs)).tolist():
-                found[owners[hit]].add(" ".join(words[hit : hit + size]))
+                found[int(owners[hit])].add(" ".join(words[hit : hit + size]))
         return found
 
 

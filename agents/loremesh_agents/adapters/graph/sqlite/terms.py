@@ -48,7 +48,7 @@ class TermChanges:
     def insert(self, passages: Iterable[PassageWrite]) -> list[tuple[bytes, bytes]]:
         """Counts the terms of new passages; gives each passage's term ids (u32) and how often each occurs (u16), little-endian."""
         frequencies = [passage.term_frequencies for passage in passages]
-        ids = self._resolve(set().union(*frequencies))
+        ids = self._resolve(set[str]().union(*frequencies))
         stored: list[tuple[bytes, bytes]] = []
         for counts in frequencies:
             found = [ids[term] for term in counts]
