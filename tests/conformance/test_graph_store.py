@@ -1,28 +1,20 @@
 """What every graph store does."""
 
 import asyncio
-import sqlite3
-from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from loremesh_agents.adapters.graph.sqlite import SqliteGraphStore
 from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.document import Link, Outcome
 from loremesh_agents.domain.errors import (
     BudgetExhausted,
     CollectionNotFound,
     CollectionRecreated,
-    ConfigurationError,
     DocumentNotFound,
     EmbeddingMismatch,
     RevisionNotReached,
-    StorageFull,
 )
 from loremesh_agents.domain.filter import EVERYTHING, Condition, MetadataFilter
 from loremesh_agents.domain.principal import ANONYMOUS, Principal
@@ -35,13 +27,6 @@ ADA = document(
 )
 ENGINE = document("engine", "Analytical Engine", "The Analytical Engine was designed by Charles Babbage in London.")
 LONDON = document("london", "London", "London is the capital of England.")
-
-
-@pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[GraphStore]:
-    opened = SqliteGraphStore(tmp_path / "graph.db")
-    yield opened
-    await opened.close()
 
 
 async def put(store: GraphStore, *documents: object, collection: str = "c") -> CollectionRevision:
@@ -330,111 +315,3 @@ async def test_concurrent_writers_lose_nothing(store: GraphStore) -> None:
     collection = await store.collection("c", deadline=soon())
     assert (collection.document_count, collection.revision) == (20, 20)
     assert len(await reached_ids(store, "charles babbage")) == 20
-
-
-async def test_another_process_sees_what_is_committed(store: GraphStore, tmp_path: Path) -> None:
-    other = SqliteGraphStore(tmp_path / "graph.db")
-    try:
-        revision = await put(store, ADA)
-        assert await other.revision("c", deadline=soon()) == revision
-    finally:
-        await other.close()
-
-
-async def test_a_full_store_is_said_and_goes_on_reading(tmp_path: Path) -> None:
-    store = SqliteGraphStore(tmp_path / "graph.db")
-    try:
-        await put(store, ADA)
-
-        def limit(connection) -> None:
-            (pages,) = connection.execute("PRAGMA page_count").fetchone()
-            connection.execute(f"PRAGMA max_page_count = {pages}")
-
-        # The pragma holds for the connection that writes.
-        limit(store.connections._writer)
-        long = document("big", "Big", "word " * 280)
-        many = [replace(long, document_id=f"big{number}") for number in range(200)]
-        with pytest.raises(StorageFull):
-            await put(store, *many)
-        assert (await store.collection("c", deadline=soon())).document_count >= 1
-        assert await linked_ids(store, "ada lovelace") == {"ada": 1.0}
-    finally:
-        await store.close()
-
-
-def test_a_file_of_another_version_is_refused_by_name(tmp_path: Path) -> None:
-    path = tmp_path / "graph.db"
-    connection = sqlite3.connect(path)
-    connection.execute("PRAGMA user_version = 99")
-    connection.close()
-    with pytest.raises(ConfigurationError, match=r"graph\.db.*version 99"):
-        SqliteGraphStore(path)
-
-
-NAMES = ("Ada", "Analytical Engine", "quiet protocol", "London Bridge", "The", "object.__exit__")
-TEXTS = (
-    "Ada met Babbage near London Bridge.",
-    "the analytical engine and the quiet protocol were new.",
-    "London Bridge fell. Ada wrote object.__exit__ there.",
-    "The quiet protocol of the Analytical Engine Company.",
-)
-
-
-async def graph_of(store: SqliteGraphStore) -> dict[str, object]:
-    """All that is visible of the graph, in names instead of handles."""
-    connection = store.connections._writer
-    passages = {
-        ref: f"{document}#{ordinal}"
-        for ref, document, ordinal in connection.execute(
-            "SELECT p.id, d.document_id, p.ordinal FROM passage p JOIN document d ON d.id = p.document"
-        )
-    }
-    entities = connection.execute("SELECT id, key, mention_count, title_count FROM entity").fetchall()
-    keys = {row: key for row, key, _, _ in entities}
-    terms = connection.execute(
-        "SELECT t.term, s.passage_count FROM term_statistics s JOIN term t ON t.id = s.term"
-    ).fetchall()
-    return {
-        "entities": {key: counts for _, key, *counts in entities},
-        "mentions": {(keys[e], passages[p], k) for e, p, k in connection.execute("SELECT * FROM mention")},
-        "titles": {(keys[e], passages[p], w) for e, p, w, _ in connection.execute("SELECT * FROM title")},
-        "terms": dict(terms),
-        "counts": connection.execute(
-            "SELECT document_count, passage_count, entity_count, term_total FROM collection"
-        ).fetchall(),
-    }
-
-
-operations = st.lists(
-    st.one_of(
-        st.tuples(st.just("put"), st.sampled_from("abcd"), st.sampled_from(NAMES), st.sampled_from(TEXTS)),
-        st.tuples(st.just("delete"), st.sampled_from("abcd"), st.none(), st.none()),
-    ),
-    min_size=1,
-    max_size=12,
-)
-
-
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(steps=operations)
-async def test_any_history_ends_in_the_graph_of_a_bulk_load(
-    steps: list, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    folder = tmp_path_factory.mktemp("graphs")
-    stepwise = SqliteGraphStore(folder / "stepwise.db")
-    bulk = SqliteGraphStore(folder / "bulk.db")
-    try:
-        final: dict[str, object] = {}
-        await put(stepwise, ADA)
-        for kind, name, title, text in steps:
-            if kind == "put":
-                final[name] = document(name, title, text)
-                await put(stepwise, final[name])
-            else:
-                final.pop(name, None)
-                await stepwise.delete_documents("c", [name], deadline=soon())
-        await put(bulk, ADA, *final.values())
-        assert await graph_of(stepwise) == await graph_of(bulk)
-    finally:
-        await stepwise.close()
-        await bulk.close()

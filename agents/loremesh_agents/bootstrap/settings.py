@@ -4,12 +4,14 @@ A value comes from the command line, else an environment variable (`LOREMESH_GEN
 (`LOREMESH_SECRETS`), else the TOML file (`--config` or `LOREMESH_CONFIG`), else it is the default.
 """
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -48,9 +50,9 @@ class StoreSettings(_Group):
     data: Path = Field(default_factory=default_data_folder)
     """Folder of the embedded stores."""
     graph: str = ""
-    """Graph store: `sqlite:///path`. Default: `graph.db` in the data folder."""
+    """Graph store: `sqlite:///path`, or `memory://` where one process serves both knowledge and retriever. Default: `graph.db` in the data folder."""
     vectors: str = ""
-    """Vector index: `faiss:///folder`, or `none`. Default: `vectors` in the data folder."""
+    """Vector index: `faiss:///folder`, `memory://`, or `none`. Default: `vectors` in the data folder, or in memory with the graph."""
     embedder: str = "minilm://"
     """Encoder: `minilm://` (the installed package, else a download), `minilm:///folder`, or `none`."""
     model: str = "extractive://"
@@ -120,6 +122,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
         env_nested_delimiter="__",
+        env_parse_none_str="null",
         frozen=True,
         extra="forbid",
         nested_model_default_partial_update=True,
@@ -151,6 +154,19 @@ class Settings(BaseSettings):
         return (init_settings,)
 
 
+class _Variables(EnvSettingsSource):
+    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
+        try:
+            return super().decode_complex_value(field_name, field, value)
+        except ValueError:
+            # What is no JSON is refused by the validation, which knows the name of the setting.
+            return value
+
+
+class _SecretFiles(_Variables, NestedSecretsSettingsSource):
+    pass
+
+
 class LoadedSettings:
     """Settings and the origin of each value.
 
@@ -174,7 +190,9 @@ def load(config: Path | None = None, overrides: Mapping[str, Any] | None = None)
     Raises:
         ConfigurationError: A file cannot be read, a name is unknown, or a value is not allowed; the message names it.
     """
-    _refuse_unknown_variables()
+    for variable in os.environ:
+        if variable.startswith(PREFIX) and variable not in _OUTSIDE and not variable.startswith(_FOR_TESTS):
+            _refuse_unknown_group("environment variable", variable, PREFIX)
     named = os.environ.get(CONFIG_VARIABLE)
     path = config or (Path(named) if named else None)
     origins: dict[str, str] = {}
@@ -193,13 +211,15 @@ def load(config: Path | None = None, overrides: Mapping[str, Any] | None = None)
 
 def _sources(path: Path | None, overrides: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     yield "command line", overrides
-    yield "environment", EnvSettingsSource(Settings)()
+    yield "environment", _Variables(Settings)()
     secrets = os.environ.get(SECRETS_VARIABLE)
     if secrets:
-        folder = NestedSecretsSettingsSource(
-            EnvSettingsSource(Settings), secrets_dir=secrets, env_prefix="", secrets_nested_delimiter="__"
-        )
-        yield f"secrets in {secrets}", folder()
+        if not Path(secrets).is_dir():
+            raise ConfigurationError(f"the folder of secrets {secrets} does not exist")
+        files = _SecretFiles(_Variables(Settings), secrets_dir=secrets, env_prefix="", secrets_nested_delimiter="__")
+        for name in files.env_vars:
+            _refuse_unknown_group("file of a secret", name, "")
+        yield f"secrets in {secrets}", files()
     if path is not None:
         if not path.is_file():
             raise ConfigurationError(f"the configuration file {path} does not exist")
@@ -210,14 +230,10 @@ def _sources(path: Path | None, overrides: Mapping[str, Any]) -> Iterator[tuple[
         yield str(path), values
 
 
-def _refuse_unknown_variables() -> None:
-    for name in os.environ:
-        if not name.startswith(PREFIX) or name in _OUTSIDE or name.startswith(_FOR_TESTS):
-            continue
-        first = name.removeprefix(PREFIX).lower().partition("__")[0]
-        if first not in Settings.model_fields:
-            known = ", ".join(f"{PREFIX}{field.upper()}" for field in Settings.model_fields)
-            raise ConfigurationError(f"the environment variable {name} is unknown; the names begin with {known}")
+def _refuse_unknown_group(kind: str, name: str, prefix: str) -> None:
+    if name.removeprefix(prefix).lower().partition("__")[0] not in Settings.model_fields:
+        known = ", ".join(f"{prefix}{field.upper() if prefix else field}" for field in Settings.model_fields)
+        raise ConfigurationError(f"the {kind} {name} is unknown; the names begin with {known}")
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -245,7 +261,8 @@ def _explain(error: ValidationError, origins: Mapping[str, str]) -> str:
         if problem["type"] == "extra_forbidden":
             sentences.append(f"the setting {name}{where} is unknown")
         else:
-            sentences.append(f"the setting {name}{where} is {problem['input']!r}: {problem['msg'].lower()}")
+            rule = problem["msg"]
+            sentences.append(f"the setting {name}{where} is {problem['input']!r}: {rule[:1].lower()}{rule[1:]}")
     return "; ".join(sentences)
 
 
@@ -254,5 +271,6 @@ def effective(loaded: LoadedSettings) -> list[tuple[str, str, str]]:
     values = loaded.settings.model_dump(mode="json")
     rows: list[tuple[str, str, str]] = []
     for name, value in _flatten(values):
-        rows.append((name, "" if value is None else str(value), loaded.origins.get(name, "default")))
+        text = json.dumps(sorted(cast("list[str]", value))) if isinstance(value, list) else str(value)
+        rows.append((name, "" if value is None else text, loaded.origins.get(name, "default")))
     return rows

@@ -1,17 +1,21 @@
 """The backends of one process: each opened once, when an agent first needs it."""
 
+from collections.abc import Collection as Group
 from contextlib import AsyncExitStack
 from functools import cached_property
 
 from loremesh_agents.bootstrap import backends
 from loremesh_agents.bootstrap.settings import StoreSettings
 from loremesh_agents.domain.deadline import Deadline
+from loremesh_agents.domain.errors import ConfigurationError
 from loremesh_agents.ports.embedding import Embedder
 from loremesh_agents.ports.graph import GraphStore
 from loremesh_agents.ports.language_model import LanguageModel
 from loremesh_agents.ports.text import TextIndex
 from loremesh_agents.ports.vectors import VectorIndex
 from loremesh_agents.runtime.server import Dependency
+
+_ON_THE_GRAPH = frozenset({"knowledge", "retriever"})
 
 
 class Stores:
@@ -25,6 +29,22 @@ class Stores:
     def __init__(self, settings: StoreSettings, stack: AsyncExitStack) -> None:
         self._settings = settings
         self._stack = stack
+
+    def require_shared(self, agents: Group[str]) -> None:
+        """Refuses a graph in memory where an agent that works on it runs elsewhere.
+
+        Args:
+            agents: Names of those that this process serves.
+
+        Raises:
+            ConfigurationError: It would have a graph of its own, in which it never finds what the other one stores.
+        """
+        missing = _ON_THE_GRAPH.difference(agents)
+        if backends.in_memory(self._settings) and missing and not _ON_THE_GRAPH.isdisjoint(agents):
+            raise ConfigurationError(
+                f"the setting stores.graph is {self._settings.graph!r}, which one process alone can see:"
+                f" serve {' and '.join(sorted(missing))} in it as well, or choose sqlite:///path"
+            )
 
     @cached_property
     def _graph_and_text(self) -> tuple[GraphStore, TextIndex]:

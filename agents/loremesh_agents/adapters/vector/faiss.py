@@ -14,6 +14,7 @@ import json
 import logging
 import os
 from collections import OrderedDict
+from collections.abc import Collection as Group
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,8 +25,9 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from loremesh_agents.adapters.vector.query import require_comparable
 from loremesh_agents.domain.deadline import Deadline
-from loremesh_agents.domain.errors import BackendUnavailable, BudgetExhausted
+from loremesh_agents.domain.errors import BudgetExhausted, CollectionNotFound
 from loremesh_agents.domain.retrieval import PassageRef
 from loremesh_agents.domain.revision import CollectionRevision
 from loremesh_agents.ports.graph import GraphStore
@@ -65,12 +67,15 @@ class _Collection:
     def apply(self, removed: Sequence[int], added: Sequence[int], vectors: NDArray[np.float32]) -> None:
         """Takes changes; the arrays are replaced, never changed, for a search may be reading them."""
         if removed:
-            self.base_removed = self.base_removed | set(removed)
+            if self.base is not None:
+                self.base_removed = self.base_removed | set(removed)
             kept = ~np.isin(self.tail_refs, np.fromiter(removed, dtype=np.int64))
             if not kept.all():
                 self.tail_refs, self.tail = self.tail_refs[kept], self.tail[kept]
         if added:
-            if self.tail.shape[1] != vectors.shape[1]:
+            if self.dimension != vectors.shape[1]:
+                # Another model: a store takes its vectors only when those of the one before are all gone.
+                self.base = None
                 self.tail = np.zeros((0, vectors.shape[1]), dtype=np.float32)
                 self.tail_refs = np.zeros(0, dtype=np.int64)
                 self.dimension = vectors.shape[1]
@@ -82,12 +87,13 @@ class _Collection:
         """Nearest passages with their similarities, not sorted."""
         found: list[tuple[float, int]] = []
         if self.base is not None:
-            wanted = limit + min(len(self.base_removed), limit) + _SPARE
-            similarities, refs = self.base.search(vector[None, :], wanted, params=_probes())
+            similarities, refs = self.base.search(
+                vector[None, :], limit + _SPARE, params=_search_parameters(self.base_removed)
+            )
             found += [
                 (float(similarity), int(ref))
                 for similarity, ref in zip(similarities[0], refs[0], strict=True)
-                if ref >= 0 and int(ref) not in self.base_removed
+                if ref >= 0
             ]
         if len(self.tail_refs):
             similarities = self.tail @ vector
@@ -96,10 +102,14 @@ class _Collection:
         return found
 
 
-def _probes() -> Any:
-    parameters: Any = faiss.SearchParametersIVF()
-    parameters.nprobe = _PROBES
-    return parameters
+def _search_parameters(removed: Group[int]) -> Any:
+    """How to search a base: what is removed takes no place among the nearest."""
+    # With arguments it keeps the selector alive, which an assignment would not; the driver's types do not know them.
+    parameters: Any = faiss.SearchParametersIVF
+    if not removed:
+        return parameters(nprobe=_PROBES)
+    gone = faiss.IDSelectorBatch(np.fromiter(removed, dtype=np.int64))
+    return parameters(nprobe=_PROBES, sel=faiss.IDSelectorNot(gone))
 
 
 class FaissVectorIndex:
@@ -128,8 +138,8 @@ class FaissVectorIndex:
         found: list[tuple[float, int]] = []
         for revision in revisions:
             collection = await self._caught_up(revision, deadline)
-            if collection.dimension and collection.dimension != vector.shape[0]:
-                raise BackendUnavailable(f"vector index of {revision.collection}")
+            if collection.dimension:
+                require_comparable(vector, collection.dimension, revision.collection)
             found += await self._run(collection.search, vector, limit, deadline=deadline)
         found.sort(key=lambda pair: (-pair[0], pair[1]))
         return tuple(PassageRef(ref) for _, ref in found[:limit])
@@ -185,9 +195,12 @@ class FaissVectorIndex:
     async def _catch_up(self, held: _Collection, revision: CollectionRevision, deadline: Deadline) -> None:
         async with held.lock:
             while held.revision < revision.revision:
-                changes = await self._graph.vector_changes(
-                    revision.collection, after_revision=held.revision, limit=_PAGE, deadline=deadline
-                )
+                try:
+                    changes = await self._graph.vector_changes(
+                        revision.collection, after_revision=held.revision, limit=_PAGE, deadline=deadline
+                    )
+                except CollectionNotFound:
+                    return
                 if changes.collection_uid != held.uid:
                     # Deleted meanwhile: what is held of it is of no use to anybody.
                     return

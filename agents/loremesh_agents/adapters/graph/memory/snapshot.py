@@ -56,6 +56,11 @@ class MemorySnapshot:
         """The states that are read."""
         return tuple(state.reached for state in self._states)
 
+    @property
+    def embedding_models(self) -> Mapping[str, str]:
+        """The models of the vectors, by collection."""
+        return {state.name: state.embedding_model for state in self._states}
+
     @cached_property
     def _passages(self) -> dict[PassageRef, StoredPassage]:
         """Those that may be read, in ascending order; no other is ever looked at for an edge or a name."""
@@ -74,6 +79,16 @@ class MemorySnapshot:
             Graph.of(passage for ref, passage in self._passages.items() if ref in state.passages)
             for state in self._states
         ]
+
+    @property
+    def selective(self) -> bool:
+        """Whether some passages may be hidden."""
+        return True
+
+    async def readable(self, refs: Sequence[PassageRef], *, deadline: Deadline) -> tuple[PassageRef, ...]:
+        """See the port."""
+        require_time(deadline)
+        return tuple(ref for ref in refs if ref in self._passages)
 
     async def link(self, keys: Group[str], *, title_limit: int, deadline: Deadline) -> Linked:
         """See the port."""

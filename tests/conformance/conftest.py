@@ -1,0 +1,49 @@
+"""The adapters of each port, opened for a test."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from loremesh_agents.adapters.graph.memory import MemoryGraphStore
+from loremesh_agents.adapters.graph.sqlite import SqliteGraphStore
+from loremesh_agents.adapters.text.memory import MemoryTextIndex
+from loremesh_agents.adapters.text.sqlite import SqliteTextIndex
+from loremesh_agents.ports.graph import GraphStore
+from loremesh_agents.ports.text import TextIndex
+
+GRAPHS = ("sqlite", "memory")
+
+
+@dataclass(frozen=True)
+class Stores:
+    """A graph store and the text index that belongs to it."""
+
+    graph: GraphStore
+    text: TextIndex
+
+
+@asynccontextmanager
+async def opened(kind: str, folder: Path) -> AsyncIterator[Stores]:
+    """The stores of a kind, empty."""
+    if kind == "memory":
+        memory = MemoryGraphStore()
+        stores = Stores(memory, MemoryTextIndex(memory))
+    else:
+        sqlite = SqliteGraphStore(folder / "graph.db")
+        stores = Stores(sqlite, SqliteTextIndex(sqlite.connections))
+    yield stores
+    await stores.graph.close()
+
+
+@pytest.fixture(params=GRAPHS)
+async def stores(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Stores]:
+    async with opened(request.param, tmp_path) as found:
+        yield found
+
+
+@pytest.fixture
+def store(stores: Stores) -> GraphStore:
+    return stores.graph
