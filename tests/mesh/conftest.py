@@ -1,11 +1,14 @@
 """The real agents, on loopback, over stores of their own."""
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import grpc
 import pytest
+import pytest_asyncio
+from google.protobuf.message import Message
+from google.rpc import status_pb2
 from loremesh.v1 import (
     coordinator_service_pb2_grpc,
     document_pb2,
@@ -18,6 +21,10 @@ from loremesh.v1 import knowledge_service_pb2 as knowledge_pb
 
 from loremesh_agents.bootstrap.serve import Mesh, running
 from loremesh_agents.bootstrap.settings import Settings, StoreSettings
+from loremesh_agents.domain.deadline import Deadline
+from loremesh_agents.domain.errors import LoremeshError
+from loremesh_agents.runtime.channel import Peer
+from loremesh_agents.runtime.errors import from_rpc_error_for_user
 
 DOCUMENTS = {
     "acme": ("Acme Corporation", "Acme Corporation makes anvils. Jane Doe has led Acme Corporation since 2019."),
@@ -59,6 +66,17 @@ def settings_for(folder: Path, **changes: object) -> Settings:
     return Settings(stores=StoreSettings(data=folder, embedder="none"), **changes)  # type: ignore[arg-type]
 
 
+@asynccontextmanager
+async def served(folder: Path, **changes: object) -> AsyncIterator[Client]:
+    """A mesh over a folder, within the block."""
+    async with running(("all",), settings_for(folder, **changes)) as mesh:
+        client = Client(mesh)
+        try:
+            yield client
+        finally:
+            await client.close()
+
+
 @pytest.fixture
 async def start(tmp_path: Path) -> AsyncIterator[Callable[..., object]]:
     """Starts a mesh over a folder of its own and gives its client."""
@@ -79,3 +97,47 @@ async def client(start: Callable[..., object]) -> Client:
     found: Client = await start()  # type: ignore[misc]
     await found.ingest(DOCUMENTS)
     return found
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Client]:
+    """One mesh with the documents above for all tests of a module; they leave these as they are, and run in the module's loop."""
+    async with served(tmp_path_factory.mktemp("shared")) as found:
+        await found.ingest(DOCUMENTS)
+        yield found
+
+
+_PEER = Peer("agent", decode=from_rpc_error_for_user)
+
+
+async def answers(
+    method: object, *requests: Message, metadata: tuple[tuple[str, bytes], ...] = ()
+) -> AsyncGenerator[Message]:
+    """What a method of whatever shape answers, through the call layer of the agents: errors come as domain errors."""
+
+    async def sent() -> AsyncGenerator[Message]:
+        for request in requests:
+            yield request
+
+    match method:
+        case grpc.aio.UnaryUnaryMultiCallable():
+            yield await _PEER.unary(method, requests[0], Deadline.after(20), metadata)
+            return
+        case grpc.aio.UnaryStreamMultiCallable():
+            stream = _PEER.stream(method, requests[0], None, metadata)
+        case _:
+            stream = _PEER.duplex(method, sent(), None, metadata)  # type: ignore[arg-type]
+    async with stream:
+        async for answer in stream:
+            yield answer
+
+
+def status_of(error: LoremeshError) -> status_pb2.Status:
+    """The details from which an error of `answers` was decoded; they agree with the status of the call."""
+    cause = error.__cause__
+    assert isinstance(cause, grpc.aio.AioRpcError)
+    (details,) = [value for key, value in cause.trailing_metadata() if key == "grpc-status-details-bin"]
+    assert len(details) <= 4096
+    status = status_pb2.Status.FromString(details)
+    assert (status.code, status.message) == (cause.code().value[0], cause.details())
+    return status

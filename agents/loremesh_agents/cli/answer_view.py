@@ -6,7 +6,7 @@ import click
 from google.protobuf import json_format
 from loremesh.v1 import answer_pb2, coordinator_service_pb2, evidence_pb2, synthesizer_service_pb2
 
-from loremesh_agents.cli.exits import NO_ANSWER, OK
+from loremesh_agents.cli.exits import FAILED, NO_ANSWER, OK
 
 _EDGES = {
     evidence_pb2.EDGE_KIND_NAMED_IN_QUESTION: "names",
@@ -23,6 +23,17 @@ def to_json(message: coordinator_service_pb2.AskResponse | coordinator_service_p
     return json.dumps(json_format.MessageToDict(message), ensure_ascii=False)
 
 
+def exit_code(completion: answer_pb2.Completion) -> int:
+    """What an answer that has ended means for a script."""
+    match completion.finish_reason:
+        case answer_pb2.FINISH_REASON_NO_ANSWER:
+            return NO_ANSWER
+        case answer_pb2.FINISH_REASON_ERROR:
+            return FAILED
+        case _:
+            return OK
+
+
 class AnswerView:
     """Prints tokens as they come, and at the end the sources that the answer cites.
 
@@ -36,7 +47,6 @@ class AnswerView:
         self._evidence: dict[str, evidence_pb2.Evidence] = {}
         self._cited: dict[int, None] = {}
         self._degradations: list[answer_pb2.Degradation] = []
-        self.exit_code = OK
 
     def show(self, event: coordinator_service_pb2.AskResponse) -> None:
         """Prints what an event says."""
@@ -52,14 +62,12 @@ class AnswerView:
             case "degradation":
                 self._degradations.append(event.degradation)
             case "completion":
-                self._finish(event.completion)
+                self._finish()
             case _:
                 pass
 
-    def _finish(self, completion: answer_pb2.Completion) -> None:
+    def _finish(self) -> None:
         click.echo()
-        if completion.finish_reason == answer_pb2.FINISH_REASON_NO_ANSWER:
-            self.exit_code = NO_ANSWER
         if self._cited:
             click.echo()
             click.secho("Sources", bold=True)

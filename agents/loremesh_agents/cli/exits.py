@@ -15,7 +15,7 @@ EXIT_CODES = {
     FAILED: "failed; the message says why",
     USAGE: "wrong options, arguments or settings",
     UNAVAILABLE: "an agent or a store does not answer, or not in time",
-    NOT_FOUND: "a collection, document or model does not exist",
+    NOT_FOUND: "a collection does not exist",
     PARTLY: "some documents failed; they are listed",
     NO_ANSWER: "the documents do not answer the question",
     130: "interrupted",

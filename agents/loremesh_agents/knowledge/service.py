@@ -19,6 +19,8 @@ from loremesh_agents.ports.vectors import VectorIndex
 
 _log = logging.getLogger(__name__)
 _MAINTENANCE_SECONDS = 600.0
+_WRITE_SHARE = 0.9
+"""Share of the time left that a delete may take: the rest is for the answer that another process was writing all along."""
 
 
 class KnowledgeService:
@@ -67,11 +69,11 @@ class KnowledgeService:
         self, collection: str, document_ids: Sequence[str], *, deadline: Deadline
     ) -> tuple[CollectionRevision, int]:
         """Deletes documents; gives the state in which they are gone, and how many there were."""
-        return await self._graph.delete_documents(collection, document_ids, deadline=deadline)
+        return await self._graph.delete_documents(collection, document_ids, deadline=self._to_write(deadline))
 
     async def delete_collection(self, collection: str, *, deadline: Deadline) -> bool:
         """Deletes a collection; gives whether it was there."""
-        deleted = await self._graph.delete_collection(collection, deadline=deadline)
+        deleted = await self._graph.delete_collection(collection, deadline=self._to_write(deadline))
         if self._vectors is not None:
             await self._vectors.drop(collection, deadline=deadline)
         return deleted
@@ -153,6 +155,9 @@ class KnowledgeService:
             limit=self._settings.changes_page,
             deadline=Deadline.after(self._settings.default_budget),
         )
+
+    def _to_write(self, deadline: Deadline) -> Deadline:
+        return deadline.fraction(_WRITE_SHARE).shrink(cap=self._settings.write_budget)
 
     def _maintain(self, collection: str) -> None:
         """Brings the stored index up to date in the background; one such task a collection."""

@@ -230,6 +230,9 @@ def _from_code(code: grpc.StatusCode, message: str, peer: str) -> LoremeshError:
             return NotImplementedYet.restore(f"The {peer} agent: {cut(message, 256)}", metadata={"feature": peer})
         case grpc.StatusCode.INVALID_ARGUMENT:
             return InvalidRequest.of("", cut(message, 256))
+        case grpc.StatusCode.RESOURCE_EXHAUSTED if message.startswith("SERVER: Received"):
+            # gRPC itself refuses what is larger than the server takes, so that there are no details.
+            return InvalidRequest.of("", cut(message.removeprefix("SERVER: "), 256))
         case grpc.StatusCode.UNAUTHENTICATED | grpc.StatusCode.PERMISSION_DENIED:
             return PrincipalNotTrusted.restore(cut(message, 256), metadata={"agent": peer})
         case _:

@@ -93,13 +93,15 @@ class SynthesizerService:
         budget = start.token_budget or self._settings.default_token_budget
         fixed = [_INSTRUCTIONS, start.question, *(message.text for message in start.history)]
         counts = await self._count(
-            start.model, [*fixed, *(_rendered_length(block) for block in blocks)], degradations, deadline
+            start.model, [*fixed, *(_rendered(block) for block in blocks)], degradations, deadline
         )
         used = sum(counts[: len(fixed)])
-        kept, used = self._fit(blocks, counts[len(fixed) :], budget, used)
+        kept, used, shortened = self._fit(blocks, counts[len(fixed) :], budget, used)
         if len(kept) < len(blocks):
             left = len(blocks) - len(kept)
             degradations.append(self._limit(f"{left} of {len(blocks)} sources did not fit into {budget} tokens."))
+        if shortened:
+            degradations.append(self._limit(f"Source {len(kept)} was shortened to fit into {budget} tokens."))
         yield _prompt(start, kept)
         yield Completion(
             FinishReason.STOP,
@@ -111,29 +113,31 @@ class SynthesizerService:
         source = evidence.source
         if isinstance(source, SqlRow):
             cells = [f"{name}: {value}" for name, value in zip(source.columns, source.values, strict=False)]
-            blocks.append(_Block([evidence.evidence_id], source.title, "", "; ".join(cells), evidence.rank))
+            blocks.append(_Block([evidence.evidence_id], _line(source.title), "", "; ".join(cells), evidence.rank))
+            return
+        taken = _Block(
+            [evidence.evidence_id],
+            _title(source),
+            source.uri,
+            source.text,
+            evidence.rank,
+            source,
+            source.start_byte,
+            source.end_byte,
+            shingles(source.text),
+        )
+        overlapping = [block for block in blocks if _overlaps(block, taken)]
+        if overlapping:
+            # It may join what lay apart before.
+            first, *others = overlapping
+            for other in (taken, *others):
+                _merge(first, other)
+            blocks[:] = [block for block in blocks if block not in others]
             return
         for block in blocks:
-            if _overlaps(block, source):
-                _merge(block, source, evidence)
+            if taken.runs and containment(taken.runs, block.runs) >= self._settings.duplicate_share:
                 return
-        runs = shingles(source.text)
-        for block in blocks:
-            if runs and containment(runs, block.runs) >= self._settings.duplicate_share:
-                return
-        blocks.append(
-            _Block(
-                [evidence.evidence_id],
-                _title(source),
-                source.uri,
-                source.text,
-                evidence.rank,
-                source,
-                source.start_byte,
-                source.end_byte,
-                runs,
-            )
-        )
+        blocks.append(taken)
 
     async def _count(
         self, model: str, texts: Sequence[str], degradations: list[Degradation], deadline: Deadline
@@ -148,7 +152,10 @@ class SynthesizerService:
                 )
         return tuple(len(text.encode()) // _BYTES_PER_TOKEN + 1 for text in texts)
 
-    def _fit(self, blocks: Sequence[_Block], counts: Sequence[int], budget: int, used: int) -> tuple[list[_Block], int]:
+    def _fit(
+        self, blocks: Sequence[_Block], counts: Sequence[int], budget: int, used: int
+    ) -> tuple[list[_Block], int, bool]:
+        """The sources that fit, the tokens used with them, and whether the last one was shortened for that."""
         kept: list[_Block] = []
         for block, count in zip(blocks, counts, strict=True):
             room = budget - used
@@ -157,55 +164,56 @@ class SynthesizerService:
                 used += count + _TOKENS_PER_SOURCE
                 continue
             share = (room - _TOKENS_PER_SOURCE) / count if count else 0.0
-            text = _cut(block.text, share)
+            text = _cut(block, share)
             if text:
-                kept.append(_shortened(block, text))
-                used = budget
+                return [*kept, replace(block, text=text)], budget, True
             break
-        return kept, used
+        return kept, used, False
 
     def _limit(self, detail: str) -> Degradation:
         return Degradation(_AGENT, "prompt", DegradationReason.LIMIT, detail)
 
 
-def _overlaps(block: _Block, passage: Passage) -> bool:
-    other = block.passage
-    if other is None or (other.collection, other.document_id) != (passage.collection, passage.document_id):
+def _overlaps(one: _Block, other: _Block) -> bool:
+    if one.passage is None or other.passage is None:
         return False
-    return passage.start_byte < block.end and block.start < passage.end_byte
+    if (one.passage.collection, one.passage.document_id) != (other.passage.collection, other.passage.document_id):
+        return False
+    return other.start < one.end and one.start < other.end
 
 
-def _merge(block: _Block, passage: Passage, evidence: Evidence) -> None:
-    block.evidence_ids.append(evidence.evidence_id)
-    block.rank = min(block.rank, evidence.rank)
-    if passage.start_byte < block.start:
-        head = passage.text.encode()[: block.start - passage.start_byte]
+def _merge(block: _Block, other: _Block) -> None:
+    block.evidence_ids += other.evidence_ids
+    block.rank = min(block.rank, other.rank)
+    if other.start < block.start:
+        head = other.text.encode()[: block.start - other.start]
         block.text = head.decode(errors="ignore") + block.text
-        block.start = passage.start_byte
-    if passage.end_byte > block.end:
-        tail = passage.text.encode()[block.end - passage.start_byte :]
+        block.start = other.start
+    if other.end > block.end:
+        tail = other.text.encode()[block.end - other.start :]
         block.text += tail.decode(errors="ignore")
-        block.end = passage.end_byte
+        block.end = other.end
     block.runs = shingles(block.text)
 
 
 def _title(passage: Passage) -> str:
-    return " › ".join(dict.fromkeys([passage.title, *passage.headings]))
+    return _line(" › ".join(dict.fromkeys([passage.title, *passage.headings])))
 
 
-def _rendered_length(block: _Block) -> str:
+def _line(title: str) -> str:
+    """A title as one line: it stands outside the fence, where a line of its own would speak for us."""
+    return " ".join(title.split())
+
+
+def _rendered(block: _Block) -> str:
     return f"{block.title}\n{block.text}"
 
 
-def _cut(text: str, share: float) -> str:
-    """The whole sentences within a share of a text; nothing where they are too few to say anything."""
-    limit = int(len(text) * min(share, 1.0))
-    end = max((sentence.end for sentence in sentences(text) if sentence.end <= limit), default=0)
-    return text[:end] if end >= _SHORTEST_CUT else ""
-
-
-def _shortened(block: _Block, text: str) -> _Block:
-    return replace(block, text=text)
+def _cut(block: _Block, share: float) -> str:
+    """The whole sentences of a source that fit, with its title, into a share of it; nothing where they say too little."""
+    limit = int(len(_rendered(block)) * min(share, 1.0)) - len(_rendered(replace(block, text="")))
+    end = max((sentence.end for sentence in sentences(block.text) if sentence.end <= limit), default=0)
+    return block.text[:end] if end >= _SHORTEST_CUT else ""
 
 
 def _prompt(start: SynthesisStart, blocks: Sequence[_Block]) -> Prompt:

@@ -9,7 +9,8 @@ from loremesh.v1 import retriever_service_pb2
 
 from loremesh_agents.bootstrap.serve import ALL
 from loremesh_agents.bootstrap.settings import Settings
-from loremesh_agents.cli.answer_view import AnswerView, to_json
+from loremesh_agents.cli.answer_view import AnswerView, exit_code, to_json
+from loremesh_agents.cli.exits import FAILED
 from loremesh_agents.cli.session import connected, plain_errors, read_settings, run, settings_options
 from loremesh_agents.domain.deadline import Deadline
 
@@ -25,7 +26,13 @@ NEEDED = tuple(name for name in ALL if name != "knowledge")
 @click.option("-k", type=click.IntRange(1, 100), default=8, show_default=True, help="Pieces of evidence.")
 @click.option("--why", is_flag=True, help="Show how each source was found.")
 @click.option("--json", "as_json", is_flag=True, help="Print one event a line, as JSON.")
-@click.option("--timeout", type=float, default=60.0, show_default=True, help="Seconds for the whole answer.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0, min_open=True),
+    default=60.0,
+    show_default=True,
+    help="Seconds for the whole answer.",
+)
 @click.option("--address", help="A coordinator, as in 127.0.0.1:50051. Default: serve the agents here.")
 @settings_options
 def command(
@@ -53,6 +60,7 @@ async def ask(
 ) -> int:
     """Asks and prints; gives the exit code."""
     view = AnswerView(why=why)
+    code = FAILED
     async with connected("coordinator", address, settings, NEEDED) as (channel, peer):
         stub: pb_grpc.CoordinatorServiceAsyncStub = pb_grpc.CoordinatorServiceStub(channel)
         async with peer.stream(stub.Ask, request, Deadline.after(timeout)) as events:
@@ -61,4 +69,6 @@ async def ask(
                     click.echo(to_json(event))
                 else:
                     view.show(event)
-    return view.exit_code
+                if event.HasField("completion"):
+                    code = exit_code(event.completion)
+    return code

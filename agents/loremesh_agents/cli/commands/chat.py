@@ -5,6 +5,7 @@ import importlib
 import signal
 import sys
 from collections.abc import AsyncGenerator
+from functools import partial
 from pathlib import Path
 
 import click
@@ -13,8 +14,9 @@ from loremesh.v1 import coordinator_service_pb2 as pb
 from loremesh.v1 import coordinator_service_pb2_grpc as pb_grpc
 
 from loremesh_agents.bootstrap.settings import Settings
-from loremesh_agents.cli.answer_view import AnswerView, to_json
+from loremesh_agents.cli.answer_view import AnswerView, exit_code, to_json
 from loremesh_agents.cli.commands.ask import NEEDED
+from loremesh_agents.cli.exits import OK
 from loremesh_agents.cli.session import connected, plain_errors, read_settings, run, settings_options
 
 
@@ -46,8 +48,14 @@ async def _chat(
     requests: asyncio.Queue[pb.ChatRequest | None] = asyncio.Queue(16)
     loop = asyncio.get_running_loop()
     turn = 0
-    exit_code = 0
+    code = OK
     prompt = "> " if sys.stdin.isatty() and not as_json else ""
+
+    def await_question() -> None:
+        loop.remove_signal_handler(signal.SIGINT)
+        if prompt:
+            # The thread that reads the terminal cannot be interrupted.
+            loop.add_signal_handler(signal.SIGINT, partial(click.echo, f"\nCtrl-D ends the chat.\n{prompt}", nl=False))
 
     async def sent() -> AsyncGenerator[pb.ChatRequest]:
         while (request := await requests.get()) is not None:
@@ -56,6 +64,7 @@ async def _chat(
     async with connected("coordinator", address, settings, NEEDED) as (channel, peer):
         stub: pb_grpc.CoordinatorServiceAsyncStub = pb_grpc.CoordinatorServiceStub(channel)
         async with peer.duplex(stub.Chat, sent(), None) as events:
+            await_question()
             while question := await asyncio.to_thread(_read_line, prompt):
                 turn += 1
                 turn_id = str(turn)
@@ -72,12 +81,12 @@ async def _chat(
                             view.show(response.event)
                             _show_end(response.event)
                         if response.event.HasField("completion"):
+                            code = exit_code(response.event.completion)
                             break
                 finally:
-                    loop.remove_signal_handler(signal.SIGINT)
-                exit_code = view.exit_code
+                    await_question()
             await requests.put(None)
-    return exit_code
+    return code
 
 
 def _show_end(event: pb.AskResponse) -> None:

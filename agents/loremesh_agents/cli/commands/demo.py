@@ -12,9 +12,10 @@ from loremesh.v1 import coordinator_service_pb2 as ask_pb
 from loremesh.v1 import coordinator_service_pb2_grpc, document_pb2, knowledge_service_pb2_grpc
 from loremesh.v1 import knowledge_service_pb2 as pb
 
-from loremesh_agents.bootstrap.serve import running
+from loremesh_agents.bootstrap.serve import channel_options, running
 from loremesh_agents.bootstrap.settings import Settings
-from loremesh_agents.cli.answer_view import AnswerView
+from loremesh_agents.cli.answer_view import AnswerView, exit_code
+from loremesh_agents.cli.exits import FAILED
 from loremesh_agents.cli.session import plain_errors, read_settings, run
 from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.runtime.channel import Peer, open_channel
@@ -50,7 +51,8 @@ async def _demo(settings: Settings) -> int:
     async with running(("all",), settings) as mesh:
         for server in mesh.servers:
             click.secho(f"  {server.agent:<12} {server.target}", dim=True)
-        channels = {name: open_channel(mesh.targets[name]) for name in ("knowledge", "coordinator")}
+        options = channel_options(settings)
+        channels = {name: open_channel(mesh.targets[name], options) for name in ("knowledge", "coordinator")}
         try:
             count = await ingest_reference(channels["knowledge"])
             click.echo(f"{count} topics of the Python language reference ingested, {time.monotonic() - began:.1f} s")
@@ -94,6 +96,7 @@ async def ingest_reference(channel: grpc.aio.Channel) -> int:
 
 async def _ask(channel: grpc.aio.Channel, question: str) -> int:
     view = AnswerView(why=True)
+    code = FAILED
     stub: coordinator_service_pb2_grpc.CoordinatorServiceAsyncStub = (
         coordinator_service_pb2_grpc.CoordinatorServiceStub(channel)
     )
@@ -102,4 +105,6 @@ async def _ask(channel: grpc.aio.Channel, question: str) -> int:
     async with peer.stream(stub.Ask, request, Deadline.after(_SECONDS)) as events:
         async for event in events:
             view.show(event)
-    return view.exit_code
+            if event.HasField("completion"):
+                code = exit_code(event.completion)
+    return code

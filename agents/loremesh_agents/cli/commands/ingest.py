@@ -13,11 +13,13 @@ from loremesh_agents.cli.uploads import Upload, find_files, uploads
 
 
 @click.command("ingest")
-@click.argument("paths", nargs=-1, type=click.Path(path_type=Path), metavar="PATH...")
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATH...")
 @click.option("-c", "--collection", required=True, help="Collection to read into; made where it does not exist.")
 @click.option("--sync", is_flag=True, help="Also delete documents of these folders whose files have vanished.")
 @click.option(
-    "--retry", type=click.Path(path_type=Path), help="Read the files that an earlier run has listed as failed."
+    "--retry",
+    type=click.Path(path_type=Path),
+    help="Read only those files of PATH that an earlier run has listed as failed.",
 )
 @click.option("--failed", type=click.Path(path_type=Path), help="File to list failed files in, for --retry.")
 @click.option("--json", "as_json", is_flag=True, help="Print one result a line, as JSON.")
@@ -39,18 +41,18 @@ def command(
     A document is named by its path below PATH; a line of a JSON lines file by its `_id`. What is there already in the same
     content is not read again.
     """
-    if retry is not None:
-        paths = (*paths, *_listed(retry))
-    if not paths:
-        raise click.UsageError("Name at least one PATH, or a list of failed files with --retry.")
     if sync and retry is not None:
         raise click.UsageError("--sync and --retry do not go together: a list of failed files is not a whole folder.")
     for path in paths:
         if not path.exists():
             raise click.UsageError(f"The path {path} does not exist.")
+    if failed is not None and not failed.absolute().parent.is_dir():
+        raise click.UsageError(f"The folder of {failed} does not exist.")
     with plain_errors():
         settings = read_settings(config, data).settings
     found = [upload for path in paths for upload in uploads(path, find_files(path))]
+    if retry is not None:
+        found = _listed(retry, found)
     return run(_ingest(found, paths, collection, settings, address, failed, sync=sync, as_json=as_json))
 
 
@@ -85,7 +87,13 @@ async def _ingest(
     return PARTLY if report.failed else OK
 
 
-def _listed(path: Path) -> tuple[Path, ...]:
-    if not path.is_file():
-        raise click.UsageError(f"The list {path} does not exist.")
-    return tuple(Path(line) for line in path.read_text().splitlines() if line.strip())
+def _listed(list_of_files: Path, found: list[Upload]) -> list[Upload]:
+    """Those that a list names; files of it that have vanished are passed over."""
+    if not list_of_files.is_file():
+        raise click.UsageError(f"The list {list_of_files} does not exist.")
+    listed = {Path(line).absolute() for line in list_of_files.read_text().splitlines() if line}
+    elsewhere = listed - {upload.path.absolute() for upload in found}
+    for path in sorted(elsewhere):
+        if path.exists():
+            raise click.UsageError(f"{list_of_files} lists {path}, which is not below any PATH named here.")
+    return [upload for upload in found if upload.path.absolute() in listed]

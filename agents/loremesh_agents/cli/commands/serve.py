@@ -42,6 +42,8 @@ def command(
         return run(_serve(names, settings, free_ports=free_ports, reuse_port=worker))
     if len(names) != 1 or names[0] not in _STATELESS:
         raise CommandError(f"--workers goes with one of {', '.join(sorted(_STATELESS))} alone.", USAGE)
+    if free_ports:
+        raise CommandError("--workers and --free-ports do not go together: the workers share the agent's port.", USAGE)
     return run(_supervise(names[0], workers, settings))
 
 
@@ -50,7 +52,7 @@ async def _serve(names: list[str], settings: Settings, *, free_ports: bool, reus
     for server in mesh.servers:
         click.echo(f"{server.agent} {server.target}")
     if mesh.metrics_port is not None:
-        click.echo(f"metrics 127.0.0.1:{mesh.metrics_port}")
+        click.echo(f"metrics {settings.telemetry.metrics_host}:{mesh.metrics_port}")
     sys.stdout.flush()
     await serve(mesh, settings)
     return 0

@@ -1,6 +1,7 @@
 """Ends calls whose time is up."""
 
 import asyncio
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import cast
@@ -12,6 +13,9 @@ from loremesh_agents.domain.errors import BudgetExhausted, StreamIdle
 from loremesh_agents.runtime.call import ServerCall
 from loremesh_agents.runtime.idle import IdleTimer
 from loremesh_agents.runtime.interceptors.base import Proceed
+
+_TRANSIT = 0.02
+"""Seconds by which a caller may begin to count before us. When its deadline passes it resets the stream, and that looks like a cancel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +68,7 @@ class DeadlineInterceptor:
         if seconds is not None:
             if seconds < self._options.floor:
                 raise BudgetExhausted(self._agent, "admission")
-            deadline = Deadline.after(seconds)
+            deadline = Deadline.after(seconds if given is None else seconds - _rounding(seconds))
             call.set_context(replace(call.request_context, deadline=deadline))
         idle_timeout = times.idle_timeout if call.method.streaming else None
         idle: IdleTimer | None = None
@@ -82,7 +86,7 @@ class DeadlineInterceptor:
                 raise StreamIdle(self._agent, idle.seconds) from None
             raise BudgetExhausted(self._agent, call.method.name) from None
         except asyncio.CancelledError:
-            if deadline is not None and seconds is not None and deadline.remaining() <= _slack(seconds):
+            if deadline is not None and deadline.remaining() <= _TRANSIT:
                 call.code = grpc.StatusCode.DEADLINE_EXCEEDED
             raise
         finally:
@@ -90,11 +94,6 @@ class DeadlineInterceptor:
                 idle.stop()
 
 
-def _slack(seconds: float) -> float:
-    """How long before the deadline a cancel still counts as its expiry.
-
-    A caller whose deadline passes resets the stream, and that looks like a cancel. It can come before our own deadline,
-    since gRPC rounds time-outs up by as much as one per cent when it sends them, and we began to count when the call
-    arrived.
-    """
-    return 0.02 + 0.01 * seconds
+def _rounding(seconds: float) -> float:
+    """How much later than its caller's a deadline may be: gRPC sends milliseconds, of long times three digits, and rounds up."""
+    return 10.0 ** (math.floor(math.log10(max(seconds, 0.1))) - 2)
