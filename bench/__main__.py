@@ -7,8 +7,12 @@ import sys
 from pathlib import Path
 
 BENCHMARKS = {
+    "http_baseline": "the mesh against the same pipeline of FastAPI services with httpx between them",
+    "answers": "quality of the extractive answers on a data set in BEIR layout",
+    "freshness": "how soon an acknowledged document is found by another process",
     "relay": "what the coordinator adds to a token stream between a client and a generator",
     "retrieval": "quality and time of the retriever on a data set in BEIR layout",
+    "scale": "what grows with a collection: time, memory, ingestion, opening",
 }
 """Modules of this package by name, with what they measure. Each has `add_arguments(parser)` and `run(arguments) -> dict`."""
 
