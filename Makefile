@@ -1,7 +1,7 @@
 # Everything that a developer does. A fresh machine needs Python 3.11 and make; `check` and `generate` need Node.js and Go as well, `test-clients` Go.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test check generate test-clients bench tools constraints clean
+.PHONY: help install demo test check generate reference test-clients bench tools constraints clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -44,6 +44,9 @@ check: $(VENV)/.dev $(TOOLS)/.ready ## Lints, types, layers, contract, generated
 
 generate: $(VENV)/.dev $(TOOLS)/.ready ## Writes generated/ anew from proto/.
 	$(BUF) generate
+
+reference: $(VENV)/.dev ## Writes docs/cli.md and docs/configuration.md anew from the code.
+	$(BIN)/python -m tools.reference
 
 test-clients: $(VENV)/.dev $(TOOLS)/.grpcurl ## Runs the tests that need clients in other languages.
 	LOREMESH_TEST_GRPCURL=$(abspath $(TOOLS)/bin/grpcurl) $(BIN)/python -m pytest -m clients

@@ -12,6 +12,7 @@ BENCHMARKS = {
     "freshness": "how soon an acknowledged document is found by another process",
     "relay": "what the coordinator adds to a token stream between a client and a generator",
     "retrieval": "quality and time of the retriever on a data set in BEIR layout",
+    "streams": "how many paced streams a coordinator holds, and one with several workers",
     "scale": "what grows with a collection: time, memory, ingestion, opening",
 }
 """Modules of this package by name, with what they measure. Each has `add_arguments(parser)` and `run(arguments) -> dict`."""

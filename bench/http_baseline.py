@@ -8,8 +8,10 @@ engine, how tokens are joined (what is ready together travels together, at most 
 scan for citations, a process for each service, a connection for each stream of the client, uvloop.
 
 Different: the wire. On one side the agents as they are served, with all that they do for each call: validation, deadlines, admission, metrics, errors
-with details. On the other FastAPI on uvicorn with httptools, httpx between the services, orjson, retrieval and synthesis in one response each, the answer
-as server-sent events that the coordinator reads, scans and passes on unchanged; no access log. "verbatim" is a coordinator that does not even read them.
+with details. On the other FastAPI on uvicorn with httptools, httpx between the services, orjson, retrieval and synthesis in one response each, no access
+log, and the answer as server-sent events that the coordinator reads with httpx's `aiter_lines`, scans and passes on one by one. Beside that pipeline
+("http") stand two coordinators that no one writes by habit: "chunks" splits the bytes itself and passes on in one piece what came in one, "verbatim"
+does not read them at all.
 """
 
 import argparse
@@ -111,7 +113,7 @@ class HttpSide:
     async def _deltas(self, http: httpx.AsyncClient, path: str, body: Any) -> AsyncIterator[tuple[int, str]]:
         async with http.stream("POST", path, content=orjson.dumps(body)) as response:
             response.raise_for_status()
-            async for arrived in events.arriving(response):
+            async for arrived in events.chunks(response):
                 for content in map(events.decode, arrived):
                     if content["type"] == "delta":
                         yield content["token_count"], content["text"]
@@ -193,10 +195,12 @@ async def _full_speed(sides: dict[str, Side], together: int, rounds: int) -> dic
     cpu = {side: _cpu_us(found) for side, found in many.items()}
     figures = {
         f"tokens_per_s_times{name}": round(_times(many, "http"), 3),
-        f"tokens_per_s_times_verbatim{name}": round(_times(many, "verbatim"), 3),
         f"tokens_per_s_times_1{name}": round(_times(one, "http"), 3),
         f"cpu_per_token_ratio{name}": round(cpu["grpc"] / cpu["http"], 3),
     }
+    for other in ("chunks", "verbatim"):
+        figures[f"tokens_per_s_times_{other}{name}"] = round(_times(many, other), 3)
+        figures[f"tokens_per_s_times_1_{other}{name}"] = round(_times(one, other), 3)
     for side in sides:
         figures[f"tokens_per_s_{side}{name}"] = round(_rate(many[side]))
         figures[f"tokens_per_s_1_{side}{name}"] = round(_rate(one[side]))
@@ -246,12 +250,13 @@ async def _measure(rounds: int) -> dict[str, Any]:
             sides: dict[str, Side] = {
                 "grpc": GrpcSide(*programs["grpc"]),
                 "http": HttpSide(*programs["http"]),
+                "chunks": HttpSide(*programs["chunks"]),
                 "verbatim": HttpSide(*programs["verbatim"]),
             }
             for side in sides.values():
                 stack.push_async_callback(side.close)
             figures |= await _full_speed(sides, together, rounds)
-            del sides["verbatim"]
+            del sides["chunks"], sides["verbatim"]
             if together > 1:
                 figures |= await _first_token(sides)
                 figures |= await _paced(sides)
@@ -281,8 +286,10 @@ async def _serve(stack: AsyncExitStack, together: int) -> dict[str, tuple[Progra
     stages["synthesizer"] = await stage("synthesizer", generator=stages["generator"])
     return {
         "grpc": (generator, mesh),
-        "http": (stages["generator"], await stage("coordinator", **stages)),
-        "verbatim": (stages["generator"], await stage("coordinator", "--verbatim", **stages)),
+        **{
+            name: (stages["generator"], await stage("coordinator", "--relay", relay, **stages))
+            for name, relay in (("http", "lines"), ("chunks", "chunks"), ("verbatim", "verbatim"))
+        },
     }
 
 

@@ -11,7 +11,7 @@ from fastapi import FastAPI
 
 from bench.canned_retriever import CannedRetriever
 from bench.http_pipeline.connections import Connections
-from bench.http_pipeline.coordinator import coordinator
+from bench.http_pipeline.coordinator import Relay, coordinator
 from bench.http_pipeline.stages import generator, retriever, synthesizer
 from bench.relay import PacedModel
 from loremesh_agents.generator.service import GeneratorService
@@ -30,7 +30,7 @@ def _app(arguments: argparse.Namespace) -> FastAPI:
             return generator(GeneratorService(model, settings))
         case _:
             addresses = (arguments.retriever, arguments.synthesizer, arguments.generator)
-            return coordinator(*map(Connections, addresses), verbatim=arguments.verbatim)
+            return coordinator(*map(Connections, addresses), Relay(arguments.relay))
 
 
 async def _serve(arguments: argparse.Namespace) -> None:
@@ -52,7 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("stage", choices=("retriever", "synthesizer", "generator", "coordinator"))
     parser.add_argument("--together", type=int, default=32, help="Most tokens of one event.")
-    parser.add_argument("--verbatim", action="store_true", help="Pass the generator's stream on unread.")
+    parser.add_argument("--relay", choices=[relay.value for relay in Relay], default=Relay.LINES.value)
     for name in ("retriever", "synthesizer", "generator"):
         parser.add_argument(f"--{name}", default="", help="Its address.")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -3,9 +3,9 @@
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from enum import Enum
 from typing import Any
 
-import httpx
 from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
@@ -22,14 +22,25 @@ class Question(BaseModel):
     k: int = 8
 
 
-def coordinator(retriever: Connections, synthesizer: Connections, generator: Connections, *, verbatim: bool) -> FastAPI:
+class Relay(Enum):
+    """How the generator's stream is passed on."""
+
+    LINES = "lines"
+    """Event by event."""
+    CHUNKS = "chunks"
+    """All events of a chunk together: what is written one by one may travel on as one piece."""
+    VERBATIM = "verbatim"
+    """Unread: without citations, and with the generator's completion."""
+
+
+def coordinator(retriever: Connections, synthesizer: Connections, generator: Connections, relay: Relay) -> FastAPI:
     """`POST /ask`, which streams.
 
     Args:
         retriever: To the retriever.
         synthesizer: To the synthesizer.
         generator: To the generator.
-        verbatim: Whether the generator's stream is passed on unread: without citations, and with its completion.
+        relay: How to pass the generator's stream on.
     """
 
     @asynccontextmanager
@@ -50,7 +61,11 @@ def coordinator(retriever: Connections, synthesizer: Connections, generator: Con
         prompt = await synthesizer.post("/synthesize", {"question": asked.question, "evidence": evidence})
         yield events.join(events.encode("sources", {"sources": prompt["sources"]}))
         async with generator.stream("/generate", {"question": asked.question, **prompt}) as response:
-            passed_on = response.aiter_raw() if verbatim else _with_citations(response, prompt["sources"], began)
+            if relay is Relay.VERBATIM:
+                passed_on = response.aiter_raw()
+            else:
+                arriving = events.lines(response) if relay is Relay.LINES else events.chunks(response)
+                passed_on = _with_citations(arriving, prompt["sources"], began)
             async for chunk in passed_on:
                 yield chunk
 
@@ -62,12 +77,12 @@ def coordinator(retriever: Connections, synthesizer: Connections, generator: Con
 
 
 async def _with_citations(
-    response: httpx.Response, sources: list[dict[str, Any]], began: float
+    arriving: AsyncIterator[list[bytes]], sources: list[dict[str, Any]], began: float
 ) -> AsyncIterator[bytes]:
     """The generator's events, its deltas as they came, with the citations in them and what is known at the end."""
     scanner = CitationScanner({source["number"]: tuple(source["evidence_ids"]) for source in sources})
     timings: dict[str, float] = {}
-    async for arrived in events.arriving(response):
+    async for arrived in arriving:
         passed_on: list[bytes] = []
         for event in arrived:
             content = events.decode(event)

@@ -27,8 +27,15 @@ def join(*events: bytes) -> bytes:
     return _END.join([*events, b""])
 
 
-async def arriving(response: httpx.Response) -> AsyncIterator[list[bytes]]:
-    """The whole events of each chunk. Splitting bytes costs a fraction of what `aiter_lines` does."""
+async def lines(response: httpx.Response) -> AsyncIterator[list[bytes]]:
+    """The events one by one, as httpx gives the lines of a response: the way that its documentation and the libraries for such events show."""
+    async for line in response.aiter_lines():
+        if line:
+            yield [line.encode()]
+
+
+async def chunks(response: httpx.Response) -> AsyncIterator[list[bytes]]:
+    """The whole events of each chunk that the network brings, together: a fraction of the work of lines one by one."""
     rest = b""
     async for chunk in response.aiter_raw():
         *whole, rest = (rest + chunk).split(_END)

@@ -41,7 +41,7 @@ def default_data_folder() -> Path:
 
 
 class _Group(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class StoreSettings(_Group):
@@ -63,10 +63,15 @@ class AddressSettings(_Group):
     """Where the agents listen, and where their peers find them: `host:port` or `unix:/path`."""
 
     coordinator: str = "127.0.0.1:50051"
+    """The coordinator."""
     retriever: str = "127.0.0.1:50052"
+    """The retriever."""
     synthesizer: str = "127.0.0.1:50053"
+    """The synthesizer."""
     generator: str = "127.0.0.1:50054"
+    """The generator."""
     knowledge: str = "127.0.0.1:50055"
+    """The knowledge agent."""
 
 
 class SecuritySettings(_Group):
@@ -89,7 +94,7 @@ class SecuritySettings(_Group):
 class ServerSettings(_Group):
     """What holds for every agent's server; times in seconds."""
 
-    max_in_flight: int = Field(default=256, gt=0)
+    max_in_flight: int = Field(default=512, gt=0)
     """Calls that an agent serves at once; more are refused with OVERLOADED."""
     idle_timeout: float = Field(default=300.0, gt=0)
     """Time for which a stream may be silent."""
@@ -105,9 +110,11 @@ class TelemetrySettings(_Group):
     """Logs, metrics and traces."""
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """What is logged from this level on."""
     log_format: Literal["auto", "json", "text"] = "auto"
     """`auto` is text on a terminal and JSON elsewhere."""
     metrics_host: str = "127.0.0.1"
+    """Address of the port that shows metrics."""
     metrics_port: int | None = None
     """Port of `/metrics`; 0 for any free one, None for none."""
     otlp_endpoint: str = ""

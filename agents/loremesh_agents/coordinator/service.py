@@ -177,21 +177,24 @@ class _Answer:
                     while (items := await arriving.take()) is not None:
                         if not items:
                             yield Heartbeat()
+                        # To the synthesizer first: it works while the caller reads.
+                        for item in items:
+                            found.put_nowait(item if isinstance(item, Evidence) else None)
                         for item in items:
                             if isinstance(item, Completion):
                                 self._retrieval = item
-                                continue
-                            self._evidence_count += 1
-                            found.put_nowait(item)
-                            yield item
+                            else:
+                                self._evidence_count += 1
+                                yield item
             except BudgetExhausted:
                 yield self._degrade("retriever", "retrieval", "Retrieval took more than its share of the budget.")
             if self._retrieval is not None:
                 for degradation in self._retrieval.degradations:
                     self._degradations.append(degradation)
                     yield degradation
+            else:
+                found.put_nowait(None)
             self._lap("retrieve")
-            found.put_nowait(None)
             while not (await asyncio.wait([prompting], timeout=self._heartbeat))[0]:
                 yield Heartbeat()
             try:

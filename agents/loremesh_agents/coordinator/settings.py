@@ -8,7 +8,7 @@ from loremesh_agents.domain.coalescing import MOST_TOGETHER
 class CoordinatorSettings(BaseModel):
     """Settings of the coordinator; times in seconds."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     default_budget: float = Field(default=30.0, gt=0)
     """Time for a question whose caller sets no deadline, and for a turn without a budget."""

@@ -8,7 +8,7 @@ from loremesh_agents.domain.coalescing import MOST_TOGETHER
 class GeneratorSettings(BaseModel):
     """Settings of the generator; times in seconds."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     default_budget: float = Field(default=60.0, gt=0)
     """Time for a call whose caller sets no deadline."""

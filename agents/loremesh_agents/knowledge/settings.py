@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 class KnowledgeSettings(BaseModel):
     """Settings of the knowledge agent; times in seconds, sizes in bytes."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     default_budget: float = Field(default=30.0, gt=0)
     """Time for a call whose caller sets no deadline; Ingest, WatchRevisions and ReadChanges have none."""

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 class SynthesizerSettings(BaseModel):
     """Settings of the synthesizer; times in seconds."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     default_budget: float = Field(default=10.0, gt=0)
     """Time for a call whose caller sets no deadline."""
