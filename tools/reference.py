@@ -1,6 +1,5 @@
 """Writes docs/cli.md and docs/configuration.md from the command line and the settings themselves."""
 
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -110,4 +109,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
