@@ -162,20 +162,21 @@ async def replay(store: GraphStore, steps: Sequence[Step]) -> list[object]:
 async def names_of(snapshot: GraphSnapshot) -> dict[PassageRef, str]:
     """The passages that may be read, by handle."""
     wanted = [("c", f"{document_id}#{ordinal}") for document_id in IDS for ordinal in range(4)]
-    return {ref: passage_id for (_, passage_id), ref in (await snapshot.locate(wanted, deadline=soon())).items()}
+    entry = await snapshot.enter(passages=wanted, deadline=soon())
+    return {ref: passage_id for (_, passage_id), ref in entry.passages.items()}
 
 
 async def seen(snapshot: GraphSnapshot) -> dict[str, object]:
     """Every answer of a snapshot, in names instead of handles."""
     names = await names_of(snapshot)
-    linked = await snapshot.link(KEYS, title_limit=10, deadline=soon())
+    entry = await snapshot.enter(terms=TERMS, entities=KEYS, title_limit=10, deadline=soon())
     features = await snapshot.features(names, TERMS, deadline=soon())
     fetched = await snapshot.fetch(list(names), deadline=soon())
     answers: dict[str, object] = {
         "passages": {names[ref]: passage for ref, passage in fetched.items()},
-        "statistics": await snapshot.statistics(TERMS, deadline=soon()),
-        "entities": linked.entities,
-        "titles": {(edge.entity, names[edge.passage], edge.weight) for edge in linked.titles},
+        "statistics": entry.statistics,
+        "entities": entry.entities,
+        "titles": {(edge.entity, names[edge.passage], edge.weight) for edge in entry.titles},
         "features": {
             features.passage_ids[row]: (
                 features.lengths[row],

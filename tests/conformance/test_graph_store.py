@@ -46,7 +46,7 @@ def view(
 
 async def linked_ids(store: GraphStore, key: str, **options: object) -> dict[str, float]:
     async with view(store, **options) as snapshot:  # type: ignore[arg-type]
-        found = await snapshot.link([key], title_limit=10, deadline=soon())
+        found = await snapshot.enter(entities=[key], title_limit=10, deadline=soon())
         passages = await snapshot.fetch([edge.passage for edge in found.titles], deadline=soon())
         return {passages[edge.passage].document_id: edge.weight for edge in found.titles}
 
@@ -116,7 +116,7 @@ async def test_deleting_everything_leaves_nothing(store: GraphStore) -> None:
     collection = await store.collection("c", deadline=soon())
     assert (collection.document_count, collection.passage_count, collection.entity_count) == (0, 0, 0)
     async with view(store) as snapshot:
-        statistics = await snapshot.statistics(["london", "the"], deadline=soon())
+        statistics = (await snapshot.enter(terms=["london", "the"], deadline=soon())).statistics
     assert statistics.passage_count == 0
     assert set(statistics.document_frequencies.values()) == {0}
 
@@ -141,9 +141,9 @@ async def test_a_hidden_document_appears_nowhere(store: GraphStore) -> None:
     assert await reached_ids(store, "charles babbage") == {"ada"}
     assert await reached_ids(store, "charles babbage", principal=staff) == {"ada", "secret"}
     async with view(store, principal=staff) as snapshot:
-        located = await snapshot.locate([("c", "secret#0")], deadline=soon())
+        located = (await snapshot.enter(passages=[("c", "secret#0")], deadline=soon())).passages
     async with view(store) as snapshot:
-        assert await snapshot.locate([("c", "secret#0")], deadline=soon()) == {}
+        assert (await snapshot.enter(passages=[("c", "secret#0")], deadline=soon())).passages == {}
         refs = list(located.values())
         assert await snapshot.fetch(refs, deadline=soon()) == {}
         assert (await snapshot.features(refs, ["plans"], deadline=soon())).refs == ()
@@ -181,7 +181,7 @@ async def test_links_lead_to_documents_by_uri_or_id(store: GraphStore) -> None:
         store, source, document("t", "Target", "Here.", uri="https://example.org/t"), document("u", "Other", "There.")
     )
     async with view(store) as snapshot:
-        seeds = list((await snapshot.locate([("c", "s#0")], deadline=soon())).values())
+        seeds = list((await snapshot.enter(passages=[("c", "s#0")], deadline=soon())).passages.values())
         found = await snapshot.expand(
             seeds, [], entities=(), known=(), mention_limit=60, title_limit=5, deadline=soon()
         )
@@ -193,9 +193,9 @@ async def test_links_lead_to_documents_by_uri_or_id(store: GraphStore) -> None:
 async def test_statistics_and_features_are_exact(store: GraphStore) -> None:
     await put(store, LONDON, document("x", "X", "London London bridge"))
     async with view(store) as snapshot:
-        statistics = await snapshot.statistics(["london", "bridge", "nowhere"], deadline=soon())
+        statistics = (await snapshot.enter(terms=["london", "bridge", "nowhere"], deadline=soon())).statistics
         assert statistics.document_frequencies == {"london": 2, "bridge": 1, "nowhere": 0}
-        refs = (await snapshot.locate([("c", "x#0")], deadline=soon())).values()
+        refs = (await snapshot.enter(passages=[("c", "x#0")], deadline=soon())).passages.values()
         features = await snapshot.features(refs, ["london", "bridge", "nowhere"], deadline=soon())
     assert features.passage_ids == ("c/x#0",)
     assert features.term_frequencies.tolist() == [[2, 1, 0]]
@@ -228,10 +228,10 @@ async def test_every_string_may_hold_anything(store: GraphStore) -> None:
     member = Principal("p", frozenset({evil}))
     kept = MetadataFilter((Condition(evil[:100], frozenset({evil})),))
     async with view(store, principal=member, kept=kept, consistency=Consistency({"c": revision})) as snapshot:
-        located = await snapshot.locate([("c", f"id {evil}#0")], deadline=soon())
+        located = (await snapshot.enter(passages=[("c", f"id {evil}#0")], deadline=soon())).passages
         assert len(located) == 1
-        await snapshot.link([evil, '"', "*", "a OR b", "NEAR(a)"], title_limit=5, deadline=soon())
-        await snapshot.statistics([evil, '"'], deadline=soon())
+        keys = [evil, '"', "*", "a OR b", "NEAR(a)"]
+        await snapshot.enter(terms=[evil, '"'], entities=keys, title_limit=5, deadline=soon())
         passage = next(iter((await snapshot.fetch(list(located.values()), deadline=soon())).values()))
     assert passage.metadata == {evil[:100]: evil}
     await store.delete_documents("c", ["id " + evil], deadline=soon())
@@ -241,9 +241,9 @@ async def test_every_string_may_hold_anything(store: GraphStore) -> None:
 async def test_a_snapshot_stays_what_it_is_while_others_write(store: GraphStore) -> None:
     await put(store, ADA)
     async with view(store) as snapshot:
-        before = await snapshot.statistics(["london"], deadline=soon())
+        before = (await snapshot.enter(terms=["london"], deadline=soon())).statistics
         await put(store, LONDON)
-        assert await snapshot.statistics(["london"], deadline=soon()) == before
+        assert (await snapshot.enter(terms=["london"], deadline=soon())).statistics == before
         assert snapshot.revisions[0].revision == 1
     async with view(store) as snapshot:
         assert snapshot.revisions[0].revision == 2

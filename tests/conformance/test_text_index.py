@@ -32,7 +32,7 @@ async def found(stores: Stores, question: str, *, collections: tuple[str, ...] =
     async with stores.graph.snapshot(
         collections, principal=ANONYMOUS, filter=EVERYTHING, consistency=LATEST, deadline=soon()
     ) as snapshot:
-        statistics = await snapshot.statistics(search_terms(question), deadline=soon())
+        statistics = (await snapshot.enter(terms=search_terms(question), deadline=soon())).statistics
         refs = await stores.text.search(
             statistics.document_frequencies, revisions=snapshot.revisions, limit=limit, deadline=soon()
         )

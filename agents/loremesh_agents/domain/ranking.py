@@ -17,8 +17,8 @@ from loremesh_agents.domain.linking import LinkedEntity
 from loremesh_agents.domain.matching import bm25, cosine
 from loremesh_agents.domain.retrieval import (
     EntityStatistics,
+    EntryPoints,
     Expansion,
-    Linked,
     PassageFeatures,
     PassageRef,
     ReferenceEdge,
@@ -156,14 +156,14 @@ class Ranking:
         """An entity's name as a passage writes it, by its key; the key where no more is known."""
         return self._written.get(entity, entity)
 
-    def add_links(self, linked: Linked) -> None:
+    def add_links(self, entry: EntryPoints) -> None:
         """Takes the title edges of the entities that the question names: sc's last part, 0.9 Q[e] w / tdf^0.25."""
-        self._written.update((key, entity.name) for key, entity in linked.entities.items())
-        for edge in linked.titles:
+        self._written.update((key, entity.name) for key, entity in entry.entities.items())
+        for edge in entry.titles:
             entity = self.linked.get(edge.entity)
             if entity is None:
                 continue
-            titles = max(linked.entities[edge.entity].title_count, 1)
+            titles = max(entry.entities[edge.entity].title_count, 1)
             prior = PRIOR_WEIGHT * entity.confidence * edge.weight / titles**0.25
             if prior > self._priors.get(edge.passage, (0.0, ""))[0]:
                 self._priors[edge.passage] = (prior, edge.entity)

@@ -133,16 +133,20 @@ class ReferenceEdge:
 
 
 @dataclass(frozen=True, slots=True)
-class Linked:
-    """What the names in a question lead to.
+class EntryPoints:
+    """Where a question enters the graph.
 
     Attributes:
+        statistics: For the question's terms.
         entities: The known ones among the keys asked, by key.
         titles: Title edges of these entities to readable passages, at most a given number an entity.
+        passages: Handles of those of the passages named, as (collection, passage id), that are there and readable.
     """
 
+    statistics: TermStatistics
     entities: Mapping[str, EntityStatistics]
     titles: tuple[TitleEdge, ...]
+    passages: Mapping[tuple[str, str], PassageRef]
 
 
 @dataclass(frozen=True, slots=True)

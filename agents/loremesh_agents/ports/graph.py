@@ -13,7 +13,7 @@ from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.document import Change, Collection, DocumentSummary, DocumentWrite, Passage, WriteResult
 from loremesh_agents.domain.filter import MetadataFilter
 from loremesh_agents.domain.principal import Principal
-from loremesh_agents.domain.retrieval import Expansion, Linked, PassageFeatures, PassageRef, TermStatistics
+from loremesh_agents.domain.retrieval import EntryPoints, Expansion, PassageFeatures, PassageRef
 from loremesh_agents.domain.revision import CollectionRevision, Consistency
 
 
@@ -64,12 +64,24 @@ class GraphSnapshot(Protocol):
         """Those of the passages that are there and readable, in the order given."""
         ...
 
-    async def link(self, keys: Group[str], *, title_limit: int, deadline: Deadline) -> Linked:
-        """The entities of these keys and the passages that bear their names, at most `title_limit` an entity."""
-        ...
+    async def enter(
+        self,
+        *,
+        terms: Sequence[str] = (),
+        entities: Group[str] = (),
+        passages: Sequence[tuple[str, str]] = (),
+        title_limit: int = 0,
+        deadline: Deadline,
+    ) -> EntryPoints:
+        """Where a question enters the graph.
 
-    async def statistics(self, terms: Sequence[str], *, deadline: Deadline) -> TermStatistics:
-        """What BM25 needs for these terms."""
+        Args:
+            terms: The question's, for their statistics.
+            entities: Keys of entities that it may name.
+            passages: Passages that it is about, as (collection, passage id).
+            title_limit: Most title edges to follow from an entity.
+            deadline: When the answer is of no more use.
+        """
         ...
 
     async def features(self, refs: Group[PassageRef], terms: Sequence[str], *, deadline: Deadline) -> PassageFeatures:
@@ -98,12 +110,6 @@ class GraphSnapshot(Protocol):
             title_limit: Most title edges to follow from an entity.
             deadline: When the answer is of no more use.
         """
-        ...
-
-    async def locate(
-        self, passages: Sequence[tuple[str, str]], *, deadline: Deadline
-    ) -> Mapping[tuple[str, str], PassageRef]:
-        """Handles of those of the passages, given as (collection, passage id), that are there and readable."""
         ...
 
     async def fetch(self, refs: Sequence[PassageRef], *, deadline: Deadline) -> Mapping[PassageRef, Passage]:

@@ -242,17 +242,16 @@ class _Search:
         spans = candidate_spans(self._question)
         context = self._request.context
         keys = {span.key for span in spans} | {entity_key(name) for name in context.entities}
-        limit = self._service.settings.titles_per_entity
         encoding = asyncio.create_task(self._encoded(snapshot, deadline))
         try:
-            statistics = await snapshot.statistics(self._terms, deadline=deadline)
-            linked = await snapshot.link(keys - {""}, title_limit=limit, deadline=deadline)
-            entities = link(spans, linked.entities, context.entities)
-            cited: Mapping[tuple[str, str], PassageRef] = {}
-            if context.passages:
-                wanted = [(passage.collection, passage.passage_id) for passage in context.passages]
-                cited = await snapshot.locate(wanted, deadline=deadline)
-            matching = await self._matching(statistics.document_frequencies, snapshot, deadline)
+            entry = await snapshot.enter(
+                terms=self._terms,
+                entities=keys - {""},
+                passages=[(passage.collection, passage.passage_id) for passage in context.passages],
+                title_limit=self._service.settings.titles_per_entity,
+                deadline=deadline,
+            )
+            matching = await self._matching(entry.statistics.document_frequencies, snapshot, deadline)
             vector, near = await encoding
             if vector is not None:
                 near = await self._readable_near(vector, near, snapshot, deadline)
@@ -260,11 +259,12 @@ class _Search:
             encoding.cancel()
             await asyncio.wait([encoding])
         self._lap("candidates")
-        ranking = Ranking(self._terms, statistics, vector, entities)
-        ranking.add_links(linked)
-        ranking.add_context(tuple(cited.values()))
-        named = {edge.passage for edge in linked.titles if edge.entity in entities}
-        proposed = {*near, *matching, *named, *cited.values()}
+        entities = link(spans, entry.entities, context.entities)
+        ranking = Ranking(self._terms, entry.statistics, vector, entities)
+        ranking.add_links(entry)
+        ranking.add_context(tuple(entry.passages.values()))
+        named = {edge.passage for edge in entry.titles if edge.entity in entities}
+        proposed = {*near, *matching, *named, *entry.passages.values()}
         ranking.add(await snapshot.features(proposed, self._terms, deadline=deadline))
         ranking.begin()
         return ranking
@@ -401,22 +401,21 @@ class _Walk:
     async def run(self) -> AsyncGenerator[Node | Edge | Completion]:
         request = self._request
         keys = {entity_key(name): name for name in request.entities}
-        linked = await self._snapshot.link(keys.keys() - {""}, title_limit=1, deadline=self._deadline)
-        for key, name in keys.items():
-            if key not in linked.entities:
-                raise EntityNotFound(name)
         wanted = [(passage.collection, passage.passage_id) for passage in request.passages]
-        located = await self._snapshot.locate(wanted, deadline=self._deadline)
+        entry = await self._snapshot.enter(entities=keys.keys() - {""}, passages=wanted, deadline=self._deadline)
+        for key, name in keys.items():
+            if key not in entry.entities:
+                raise EntityNotFound(name)
         for collection, passage_id in wanted:
-            if (collection, passage_id) not in located:
+            if (collection, passage_id) not in entry.passages:
                 raise PassageNotFound(collection, passage_id)
-        for entity in linked.entities.values():
+        for entity in entry.entities.values():
             for node in self._new(_entity_id(entity.key), 0, entity):
                 yield node
-        frontier = tuple(dict.fromkeys(located.values()))
+        frontier = tuple(dict.fromkeys(entry.passages.values()))
         async for node in self._passages(frontier, 0):
             yield node
-        entities: set[str] = set(linked.entities)
+        entities: set[str] = set(entry.entities)
         for distance in range(1, request.depth + 1):
             expansion = await self._snapshot.expand(
                 frontier,

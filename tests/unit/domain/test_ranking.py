@@ -12,8 +12,8 @@ from loremesh_agents.domain.matching import bm25, cosine
 from loremesh_agents.domain.ranking import Ranking
 from loremesh_agents.domain.retrieval import (
     EntityStatistics,
+    EntryPoints,
     Expansion,
-    Linked,
     MentionEdge,
     PassageFeatures,
     PassageRef,
@@ -81,9 +81,11 @@ def by_links(
     ranking = Ranking((), NOTHING, None, linked)
     bearers = {key: sum(1 for other, _, _ in edges if other == key) for key, _, _ in edges}
     ranking.add_links(
-        Linked(
+        EntryPoints(
+            NOTHING,
             {key: EntityStatistics(key, key, 1, count) for key, count in bearers.items()},
             tuple(TitleEdge(key, PassageRef(ref), weight) for key, ref, weight in edges),
+            {},
         )
     )
     ranking.add(features(names))
@@ -135,7 +137,7 @@ def test_a_score_is_made_of_cosine_text_and_links() -> None:
     linked = {"engine": LinkedEntity("engine", 0.8)}
     ranking = Ranking(("engine",), statistics, np.array([1.0, 0.0], dtype=np.float32), linked)
     edge = TitleEdge("engine", PassageRef(1), 0.6)
-    ranking.add_links(Linked({"engine": EntityStatistics("engine", "Engine", 5, 16)}, (edge,)))
+    ranking.add_links(EntryPoints(statistics, {"engine": EntityStatistics("engine", "Engine", 5, 16)}, (edge,), {}))
     vectors = {1: [0.6, 0.8], 2: [0.0, 1.0]}
     ranking.add(features({1: "c/a#0", 2: "c/b#0"}, counts=[[0.0], [1.0]], vectors=vectors))
     ranking.begin()

@@ -16,8 +16,8 @@ from loremesh_agents.domain.filter import MetadataFilter
 from loremesh_agents.domain.principal import Principal
 from loremesh_agents.domain.retrieval import (
     EntityStatistics,
+    EntryPoints,
     Expansion,
-    Linked,
     MentionEdge,
     PassageFeatures,
     PassageRef,
@@ -90,14 +90,26 @@ class MemorySnapshot:
         require_time(deadline)
         return tuple(ref for ref in refs if ref in self._passages)
 
-    async def link(self, keys: Group[str], *, title_limit: int, deadline: Deadline) -> Linked:
+    async def enter(
+        self,
+        *,
+        terms: Sequence[str] = (),
+        entities: Group[str] = (),
+        passages: Sequence[tuple[str, str]] = (),
+        title_limit: int = 0,
+        deadline: Deadline,
+    ) -> EntryPoints:
         """See the port."""
         require_time(deadline)
-        return Linked(self._entities(keys), tuple(self._titles(keys, title_limit)))
+        known = {(passage.collection, passage.passage_id): ref for ref, passage in self._passages.items()}
+        return EntryPoints(
+            self._statistics(terms),
+            self._entities(entities),
+            tuple(self._titles(entities, title_limit)),
+            {name: known[name] for name in passages if name in known},
+        )
 
-    async def statistics(self, terms: Sequence[str], *, deadline: Deadline) -> TermStatistics:
-        """See the port."""
-        require_time(deadline)
+    def _statistics(self, terms: Sequence[str]) -> TermStatistics:
         passages = sum(len(state.passages) for state in self._states)
         total = sum(state.term_total for state in self._states)
         frequencies = {term: sum(state.document_frequencies[term] for state in self._states) for term in terms}
@@ -140,14 +152,6 @@ class MemorySnapshot:
             tuple(references),
             self._features(reached.difference(known), terms),
         )
-
-    async def locate(
-        self, passages: Sequence[tuple[str, str]], *, deadline: Deadline
-    ) -> Mapping[tuple[str, str], PassageRef]:
-        """See the port."""
-        require_time(deadline)
-        known = {(passage.collection, passage.passage_id): ref for ref, passage in self._passages.items()}
-        return {name: known[name] for name in passages if name in known}
 
     async def fetch(self, refs: Sequence[PassageRef], *, deadline: Deadline) -> Mapping[PassageRef, Passage]:
         """See the port."""

@@ -17,8 +17,8 @@ from loremesh_agents.domain.filter import MetadataFilter
 from loremesh_agents.domain.principal import Principal
 from loremesh_agents.domain.retrieval import (
     EntityStatistics,
+    EntryPoints,
     Expansion,
-    Linked,
     MentionEdge,
     PassageFeatures,
     PassageRef,
@@ -121,33 +121,25 @@ class SqliteSnapshot:
     async def _read(self, work: Callable[[sqlite3.Connection], _Result], deadline: Deadline) -> _Result:
         return await self._connections.read(self._connection, work, deadline)
 
-    async def link(self, keys: Group[str], *, title_limit: int, deadline: Deadline) -> Linked:
+    async def enter(
+        self,
+        *,
+        terms: Sequence[str] = (),
+        entities: Group[str] = (),
+        passages: Sequence[tuple[str, str]] = (),
+        title_limit: int = 0,
+        deadline: Deadline,
+    ) -> EntryPoints:
         """See the port."""
 
-        def work(connection: sqlite3.Connection) -> Linked:
-            rows = self._entities(connection, keys)
-            titles = self._titles(connection, rows, title_limit)
-            return Linked(self._statistics_of(connection, rows), tuple(titles))
-
-        return await self._read(work, deadline)
-
-    async def statistics(self, terms: Sequence[str], *, deadline: Deadline) -> TermStatistics:
-        """See the port."""
-
-        def work(connection: sqlite3.Connection) -> TermStatistics:
-            passages, total = connection.execute(
-                "SELECT sum(passage_count), sum(term_total) FROM collection WHERE id IN (SELECT value FROM json_each(?))",
-                (self._ids,),
-            ).fetchone()
-            rows = connection.execute(
-                "SELECT t.term, sum(s.passage_count) FROM term t JOIN term_statistics s ON s.term = t.id"
-                " WHERE t.term IN (SELECT value FROM json_each(?)) AND s.collection IN (SELECT value FROM json_each(?))"
-                " GROUP BY t.term",
-                (json.dumps(list(terms)), self._ids),
+        def work(connection: sqlite3.Connection) -> EntryPoints:
+            rows = self._entities(connection, entities)
+            return EntryPoints(
+                self._term_statistics(connection, terms),
+                self._statistics_of(connection, rows),
+                tuple(self._titles(connection, rows, title_limit)),
+                self._locate(connection, passages),
             )
-            found = dict(rows.fetchall())
-            frequencies = {term: int(found.get(term, 0)) for term in terms}
-            return TermStatistics(passages or 0, (total or 0) / passages if passages else 0.0, frequencies)
 
         return await self._read(work, deadline)
 
@@ -194,30 +186,6 @@ class SqliteSnapshot:
 
         return await self._read(work, deadline)
 
-    async def locate(
-        self, passages: Sequence[tuple[str, str]], *, deadline: Deadline
-    ) -> Mapping[tuple[str, str], PassageRef]:
-        """See the port."""
-
-        def work(connection: sqlite3.Connection) -> dict[tuple[str, str], PassageRef]:
-            ids = {revision.collection: row for row, revision in self._collections.items()}
-            condition, parameters = self._visibility.passage("p.id")
-            found: dict[tuple[str, str], PassageRef] = {}
-            for collection, passage_id in passages:
-                document_id, _, ordinal = passage_id.rpartition("#")
-                if collection not in ids or not ordinal.isascii() or not ordinal.isdigit() or len(ordinal) > 9:
-                    continue
-                row = connection.execute(
-                    "SELECT p.id FROM passage p JOIN document o ON o.id = p.document"
-                    f" WHERE o.collection = ? AND o.document_id = ? AND p.ordinal = ?{condition}",
-                    (ids[collection], document_id, int(ordinal), *parameters),
-                ).fetchone()
-                if row is not None:
-                    found[collection, passage_id] = PassageRef(row[0])
-            return found
-
-        return await self._read(work, deadline)
-
     async def fetch(self, refs: Sequence[PassageRef], *, deadline: Deadline) -> Mapping[PassageRef, Passage]:
         """See the port."""
 
@@ -233,6 +201,40 @@ class SqliteSnapshot:
             }
 
         return await self._read(work, deadline)
+
+    def _term_statistics(self, connection: sqlite3.Connection, terms: Sequence[str]) -> TermStatistics:
+        passages, total = connection.execute(
+            "SELECT sum(passage_count), sum(term_total) FROM collection WHERE id IN (SELECT value FROM json_each(?))",
+            (self._ids,),
+        ).fetchone()
+        rows = connection.execute(
+            "SELECT t.term, sum(s.passage_count) FROM term t JOIN term_statistics s ON s.term = t.id"
+            " WHERE t.term IN (SELECT value FROM json_each(?)) AND s.collection IN (SELECT value FROM json_each(?))"
+            " GROUP BY t.term",
+            (json.dumps(list(terms)), self._ids),
+        )
+        found = dict(rows.fetchall())
+        frequencies = {term: int(found.get(term, 0)) for term in terms}
+        return TermStatistics(passages or 0, (total or 0) / passages if passages else 0.0, frequencies)
+
+    def _locate(
+        self, connection: sqlite3.Connection, passages: Sequence[tuple[str, str]]
+    ) -> dict[tuple[str, str], PassageRef]:
+        ids = {revision.collection: row for row, revision in self._collections.items()}
+        condition, parameters = self._visibility.passage("p.id")
+        found: dict[tuple[str, str], PassageRef] = {}
+        for collection, passage_id in passages:
+            document_id, _, ordinal = passage_id.rpartition("#")
+            if collection not in ids or not ordinal.isascii() or not ordinal.isdigit() or len(ordinal) > 9:
+                continue
+            row = connection.execute(
+                "SELECT p.id FROM passage p JOIN document o ON o.id = p.document"
+                f" WHERE o.collection = ? AND o.document_id = ? AND p.ordinal = ?{condition}",
+                (ids[collection], document_id, int(ordinal), *parameters),
+            ).fetchone()
+            if row is not None:
+                found[collection, passage_id] = PassageRef(row[0])
+        return found
 
     def _readable(self, connection: sqlite3.Connection, refs: Group[PassageRef]) -> list[PassageRef]:
         condition, parameters = self._visibility.passage("p.id")
