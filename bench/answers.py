@@ -27,7 +27,7 @@ import uvloop
 from loremesh.v1 import answer_pb2, coordinator_service_pb2_grpc
 from loremesh.v1 import coordinator_service_pb2 as ask_pb
 
-from bench.beir import COLLECTION, ingest, rows
+from bench.beir import COLLECTION, ingest, read_documents, rows
 from loremesh_agents.bootstrap.serve import running
 from loremesh_agents.bootstrap.settings import load
 from loremesh_agents.domain.deadline import Deadline
@@ -155,7 +155,7 @@ async def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
             knowledge = open_channel(mesh.targets["knowledge"])
             coordinator = open_channel(mesh.targets["coordinator"])
             try:
-                passages = await ingest(knowledge, arguments.data / "corpus.jsonl")
+                passages = await ingest(knowledge, read_documents(arguments.data / "corpus.jsonl"))
                 answers = [await _ask(coordinator, question.text) for question in questions]
             finally:
                 await coordinator.close(None)

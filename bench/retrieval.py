@@ -1,11 +1,14 @@
 """Quality and time of the retriever, through gRPC, on a data set in BEIR layout.
 
 The folder holds corpus.jsonl (`_id`, `title`, `text`), queries.jsonl (`_id`, `text`) and qrels/test.tsv (query, document, score; a header).
-Each document is ingested through the knowledge agent's Ingest and each query asked through the retriever's Retrieve, one at a time, both served in
-this process on loopback as `loremesh serve` does it.
+The knowledge agent and the retriever are a process each, as `loremesh serve` runs them. Each document is ingested through Ingest and each query asked
+through Retrieve, one at a time.
 
 Recall at n is the mean over queries of the share of their relevant documents among the first n documents; documents count once, at their best
 passage. nDCG has gains 2^score - 1 and discounts log2(rank + 1).
+
+The corpus is ingested in streams of 1,024 documents, and after each the encoder by itself is measured on the first 256 of them, which is how many the agent
+encodes at once.
 """
 
 import argparse
@@ -17,54 +20,72 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import grpc
 import uvloop
-from loremesh.v1 import document_pb2, knowledge_service_pb2, retriever_service_pb2
-from loremesh.v1 import knowledge_service_pb2_grpc as knowledge_grpc
+from loremesh.v1 import retriever_service_pb2
 from loremesh.v1 import retriever_service_pb2_grpc as retriever_grpc
 
-from loremesh_agents.bootstrap.serve import running
-from loremesh_agents.bootstrap.settings import load
+from bench import baselines, beir, processes
+from bench.beir import Query
+from loremesh_agents.bootstrap.backends import open_embedder
+from loremesh_agents.bootstrap.settings import StoreSettings
 from loremesh_agents.domain.deadline import Deadline
+from loremesh_agents.domain.document import Document
+from loremesh_agents.domain.passages import cut, full_text
+from loremesh_agents.knowledge.settings import KnowledgeSettings
+from loremesh_agents.ports.embedding import Embedder
 from loremesh_agents.runtime.channel import Peer, open_channel
 from loremesh_agents.runtime.logs import configure_logging
 
-_COLLECTION = "bench"
+_PROFILES = {
+    "fast": retriever_service_pb2.RETRIEVAL_PROFILE_FAST,
+    "balanced": retriever_service_pb2.RETRIEVAL_PROFILE_BALANCED,
+    "thorough": retriever_service_pb2.RETRIEVAL_PROFILE_THOROUGH,
+}
 _DEPTH = 30
 """Passages asked for: enough for ten documents even where some have several passages."""
+_WARM = 10
+_TOGETHER = 1024
+"""Documents that are ingested in one stream."""
 _BUDGET = 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class Query:
-    """A question, its relevant documents with their gains, and its kind where the data set has kinds."""
-
-    text: str
-    relevant: Mapping[str, int]
-    kind: str
+_ENCODE_BUDGET = 600.0
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the retriever gave: documents by rank, seconds at the client, seconds that the retriever itself counted."""
+    """What the retriever gave: documents by rank, seconds at the client, seconds of them in which the question was encoded."""
 
     documents: tuple[str, ...]
     seconds: float
-    inside: float
+    encoding: float
+
+
+@dataclass(slots=True)
+class Indexing:
+    """What the ingestion took, and its speed over that of the encoder by itself, stream by stream."""
+
+    passages: int = 0
+    seconds: float = 0.0
+    ratios: list[float] = field(default_factory=list)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of this benchmark."""
     parser.add_argument("--encoder", choices=("minilm", "none"), default="minilm")
+    parser.add_argument("--profile", choices=tuple(_PROFILES), default="balanced")
+    parser.add_argument("--no-titles", action="store_true", help="Ingest the texts alone.")
     parser.add_argument("--queries", type=int, default=0, help="Only the first so many queries; 0 for all.")
     parser.add_argument("--failures", type=Path, help="JSONL file for the queries with less than all at 5.")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measures; gives the figures."""
     if arguments.data is None:
         sys.exit("retrieval needs --data DIR, a folder with corpus.jsonl, queries.jsonl and qrels/test.tsv")
     configure_logging("ERROR", "text")
@@ -72,122 +93,123 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         return runner.run(_measure(arguments))
 
 
-def read_queries(data: Path) -> list[Query]:
-    relevant: dict[str, dict[str, int]] = defaultdict(dict)
-    with (data / "qrels" / "test.tsv").open(encoding="utf-8") as lines:
-        next(lines)
-        for line in lines:
-            query, document, score = line.split()
-            if int(score) > 0:
-                relevant[query][document] = int(score)
-    return [
-        Query(row["text"], relevant[row["_id"]], str(row.get("metadata", {}).get("type", "")))
-        for row in _rows(data / "queries.jsonl")
-        if relevant[row["_id"]]
-    ]
-
-
-def quality(queries: Sequence[Query], found: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Recalls, the share of queries with all their documents among the first five, and nDCG; in per cent."""
-    figures: dict[str, list[float]] = defaultdict(list)
+def quality(queries: Sequence[Query], found: Sequence[Sequence[str]]) -> dict[str, float | None]:
+    """Recalls, the share of queries with all their documents among the first five, nDCG, and a standard error (None of one query); in per cent."""
+    columns: dict[str, list[float]] = defaultdict(list)
     for query, documents in zip(queries, found, strict=True):
         for depth in (2, 5, 10):
             hits = sum(document in query.relevant for document in documents[:depth])
-            figures[f"recall_at_{depth}"].append(hits / len(query.relevant))
-        figures["all_gold_at_5"].append(float(set(query.relevant) <= set(documents[:5])))
+            columns[f"recall_at_{depth}"].append(hits / len(query.relevant))
+        columns["all_gold_at_5"].append(float(set(query.relevant) <= set(documents[:5])))
         gain = sum(
             (2 ** query.relevant.get(document, 0) - 1) / math.log2(rank + 1)
             for rank, document in enumerate(documents[:10], start=1)
         )
         best = sorted(query.relevant.values(), reverse=True)[:10]
         ideal = sum((2**score - 1) / math.log2(rank + 1) for rank, score in enumerate(best, start=1))
-        figures["ndcg_at_10"].append(gain / ideal)
-    return {name: round(100 * statistics.fmean(values), 2) for name, values in figures.items()}
+        columns["ndcg_at_10"].append(gain / ideal)
+    figures = {name: round(100 * statistics.fmean(values), 2) for name, values in columns.items()}
+    recalls = columns["recall_at_5"]
+    error = statistics.stdev(recalls) / math.sqrt(len(recalls)) if len(recalls) > 1 else None
+    return {**figures, "se_recall_at_5": None if error is None else round(100 * error, 2)}
 
 
 async def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    queries = read_queries(arguments.data)
+    queries = beir.read_queries(arguments.data)
     queries = queries[: arguments.queries] if arguments.queries else queries
-    with tempfile.TemporaryDirectory() as folder:
-        stores = {"data": folder, "embedder": "none" if arguments.encoder == "none" else "minilm://"}
-        settings = load(None, {"stores": stores}).settings
-        async with running(("knowledge", "retriever"), settings) as mesh:
-            knowledge = open_channel(mesh.targets["knowledge"])
-            retriever = open_channel(mesh.targets["retriever"])
-            try:
-                began = time.perf_counter()
-                passages = await _ingest(knowledge, arguments.data / "corpus.jsonl")
-                index_s = time.perf_counter() - began
-                for query in queries[:5]:
-                    await _ask(retriever, query.text)
-                answers = [await _ask(retriever, query.text) for query in queries]
-            finally:
-                await retriever.close(None)
-                await knowledge.close(None)
+    documents = beir.read_documents(arguments.data / "corpus.jsonl", titles=not arguments.no_titles)
+    async with AsyncExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        url = "none" if arguments.encoder == "none" else "minilm://"
+        environment = {"LOREMESH_STORES__DATA": folder, "LOREMESH_STORES__EMBEDDER": url}
+        serve = ("loremesh_agents.cli", "serve")
+        knowledge, retriever = [
+            await stack.enter_async_context(processes.running(*serve, agent, "--free-ports", **environment))
+            for agent in ("knowledge", "retriever")
+        ]
+        stores = StoreSettings(data=Path(folder), embedder=url)
+        embedder = open_embedder(stores)
+        if embedder is not None:
+            stack.push_async_callback(embedder.close)
+        channels = [open_channel(program.target) for program in (knowledge, retriever)]
+        for channel in channels:
+            stack.push_async_callback(channel.close, None)
+
+        indexing = await _index(documents, channels[0], embedder)
+        profile = _PROFILES[arguments.profile]
+        for query in queries[:_WARM]:
+            await _ask(channels[1], query.text, profile)
+        answers = [await _ask(channels[1], query.text, profile) for query in queries]
+        memory = sum(process.memory_info().rss for process in retriever.processes())
+        others = await baselines.rankings(stores, embedder, [query.text for query in queries])
     if arguments.failures is not None:
         _write_failures(arguments.failures, queries, answers)
     times = sorted(answer.seconds for answer in answers)
     return {
         "benchmark": "retrieval",
         "data": arguments.data.name,
-        "encoder": arguments.encoder,
+        "encoder": arguments.encoder if embedder is not None else "none",
+        "profile": arguments.profile,
+        "titles": not arguments.no_titles,
         "queries": len(queries),
-        "passages": passages,
+        "passages": indexing.passages,
         **quality(queries, [answer.documents for answer in answers]),
         "p50_ms": round(1000 * times[len(times) // 2], 2),
-        "p95_ms": round(1000 * times[min(len(times) - 1, math.ceil(0.95 * len(times)) - 1)], 2),
-        "overhead_p50_ms": round(1000 * statistics.median(answer.seconds - answer.inside for answer in answers), 2),
-        "index_s": round(index_s, 2),
-        "passages_per_s": round(passages / index_s, 1),
+        "p95_ms": round(1000 * times[math.ceil(0.95 * len(times)) - 1], 2),
+        "overhead_p50_ms": round(1000 * statistics.median(answer.seconds - answer.encoding for answer in answers), 2),
+        "index_s": round(indexing.seconds, 2),
+        "passages_per_s": round(indexing.passages / indexing.seconds, 1),
+        "encoder_ratio": round(statistics.median(indexing.ratios), 3) if indexing.ratios else None,
+        "rss_mb": round(memory / 2**20, 1),
+        **{name: quality(queries, others[name]) if name in others else None for name in baselines.NAMES},
     }
 
 
-async def _ingest(channel: grpc.aio.Channel, corpus: Path) -> int:
-    stub: knowledge_grpc.KnowledgeServiceAsyncStub = knowledge_grpc.KnowledgeServiceStub(channel)
-
-    async def requests() -> AsyncGenerator[knowledge_service_pb2.IngestRequest]:
-        start = knowledge_service_pb2.IngestStart(collection=_COLLECTION)
-        yield knowledge_service_pb2.IngestRequest(start=start)
-        for row in _rows(corpus):
-            text = document_pb2.StructuredText(sections=[document_pb2.Section(text=row["text"])])
-            document = document_pb2.Document(document_id=row["_id"], title=row["title"], text=text)
-            yield knowledge_service_pb2.IngestRequest(document=document)
-
-    passages = 0
-    async with Peer("knowledge").duplex(stub.Ingest, requests(), None) as responses:
-        async for response in responses:
-            if not response.HasField("result"):
-                continue
-            if response.result.outcome == knowledge_service_pb2.DOCUMENT_OUTCOME_FAILED:
-                sys.exit(f"document {response.result.document_id} failed: {response.result.error.message}")
-            passages += response.result.passage_count
-    return passages
+async def _index(documents: Sequence[Document], channel: grpc.aio.Channel, embedder: Embedder | None) -> Indexing:
+    """Ingests, and measures the encoder in between: so whatever else the machine does meets both."""
+    batch = KnowledgeSettings().batch_documents
+    indexing = Indexing()
+    if embedder is not None:
+        await _encoding_speed(embedder, _texts(documents[:_WARM]))
+    for start in range(0, len(documents), _TOGETHER):
+        stream = documents[start : start + _TOGETHER]
+        began = time.perf_counter()
+        indexing.passages += await beir.ingest(channel, stream)
+        seconds = time.perf_counter() - began
+        indexing.seconds += seconds
+        if embedder is not None:
+            speed = sum(map(len, _texts(stream))) / seconds
+            indexing.ratios.append(speed / await _encoding_speed(embedder, _texts(stream[:batch])))
+    return indexing
 
 
-async def _ask(channel: grpc.aio.Channel, question: str) -> Answer:
+async def _encoding_speed(embedder: Embedder, texts: Sequence[str]) -> float:
+    """Characters a second."""
+    began = time.perf_counter()
+    await embedder.embed(texts, deadline=Deadline.after(_ENCODE_BUDGET))
+    return sum(map(len, texts)) / (time.perf_counter() - began)
+
+
+def _texts(documents: Sequence[Document]) -> list[str]:
+    """What the knowledge agent encodes of documents."""
+    return [full_text(document, passage) for document in documents for passage in cut(document)]
+
+
+async def _ask(channel: grpc.aio.Channel, question: str, profile: Any) -> Answer:
     stub: retriever_grpc.RetrieverServiceAsyncStub = retriever_grpc.RetrieverServiceStub(channel)
-    request = retriever_service_pb2.RetrieveRequest(
-        question=question, collections=[_COLLECTION], options=retriever_service_pb2.RetrievalOptions(k=_DEPTH)
-    )
+    options = retriever_service_pb2.RetrievalOptions(k=_DEPTH, profile=profile)
+    request = retriever_service_pb2.RetrieveRequest(question=question, collections=[beir.COLLECTION], options=options)
     documents: dict[str, None] = {}
-    inside = 0.0
+    stages: Mapping[str, float] = {}
     began = time.perf_counter()
     async with Peer("retriever").stream(stub.Retrieve, request, Deadline.after(_BUDGET)) as responses:
         async for response in responses:
             if response.HasField("evidence"):
                 documents.setdefault(response.evidence.passage.document_id)
             else:
-                inside = next(
-                    timing.duration.ToNanoseconds() / 1e9
-                    for timing in response.completion.timings
-                    if timing.stage == "total"
-                )
-    return Answer(tuple(documents), time.perf_counter() - began, inside)
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    with path.open(encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines if line.strip()]
+                timings = response.completion.timings
+                stages = {timing.stage: timing.duration.ToNanoseconds() / 1e9 for timing in timings}
+    return Answer(tuple(documents), time.perf_counter() - began, stages.get("encode", 0.0))
 
 
 def _write_failures(path: Path, queries: Sequence[Query], answers: Sequence[Answer]) -> None:

@@ -23,12 +23,12 @@ class LinkedEntity:
     Attributes:
         key: Its key.
         confidence: Q[e], above 0 and at most 1.
-        earlier: Whether only an earlier turn names it.
+        place: Where the question names it, as the index of the first character and after the last; None where only an earlier turn does.
     """
 
     key: str
     confidence: float
-    earlier: bool = False
+    place: tuple[int, int] | None = None
 
 
 def candidate_spans(question: str) -> list[QuestionSpan]:
@@ -59,11 +59,11 @@ def link(
             continue
         taken.append(span)
         if span.key not in linked or linked[span.key].confidence < confidence:
-            linked[span.key] = LinkedEntity(span.key, confidence)
+            linked[span.key] = LinkedEntity(span.key, confidence, (span.start, span.end))
     for name in context:
         key = entity_key(name)
         if key in entities and key not in linked:
-            linked[key] = LinkedEntity(key, EARLIER_TURN, earlier=True)
+            linked[key] = LinkedEntity(key, EARLIER_TURN)
     return linked
 
 

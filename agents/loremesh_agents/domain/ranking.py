@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loremesh_agents.domain.linking import LinkedEntity
-from loremesh_agents.domain.matching import bm25, cosine
+from loremesh_agents.domain.matching import bm25, cosine, inverse_frequencies
+from loremesh_agents.domain.ranker import SIGNALS
 from loremesh_agents.domain.retrieval import (
     EntityStatistics,
     EntryPoints,
@@ -27,16 +28,20 @@ from loremesh_agents.domain.retrieval import (
 
 TEXT_WEIGHT = 0.3
 PRIOR_WEIGHT = 0.9
-GRAPH_WEIGHT = 1.5
-SEEDS = 5
+GRAPH_WEIGHT = 2.2
+SEEDS = 4
 MENTION_LIMIT = 60
 """Entities with more mentions are not followed from passage to passage: they connect everything with everything."""
-_ACTIVATION_CAP = 1.5
+_ACTIVATION_CAP = 2.0
 _MENTION_SHARE = 0.4
 _QUESTION_SHARE = 0.6
 _TITLE_SHARE = 0.3
 _CO_MENTION = 0.24
 _EARLIER_PASSAGE = 0.3
+SUBSTITUTION_WEIGHT = 0.65
+_ASSOCIATES = 8
+_ASSOCIATES_OF_SEED = 4
+_UNKNOWN_NEARNESS = 0.25
 
 _Key = TypeVar("_Key")
 _Origin = TypeVar("_Origin")
@@ -132,7 +137,7 @@ class Ranking:
         self.linked = linked
         self._terms = terms
         self._statistics = statistics
-        self._question = question
+        self.question = question
         self._priors: dict[PassageRef, tuple[float, str]] = {}
         self._written: dict[str, str] = {}
         self._graph = _Neighbourhood()
@@ -145,7 +150,13 @@ class Ranking:
         self._prior = np.zeros(0)
         self._gain = np.zeros(0)
         self._score = np.zeros(0)
+        self._first_gain = np.zeros(0)
+        self._substituted = np.zeros(0)
+        self._lengths = np.zeros(0)
+        self._holds: NDArray[np.bool_] = np.zeros((0, len(terms)), dtype=np.bool_)
+        self._vectors: list[NDArray[np.float32]] = []
         self._trails: dict[PassageRef, Trail] = {}
+        self._seeds: tuple[PassageRef, ...] = ()
 
     @property
     def known(self) -> frozenset[PassageRef]:
@@ -178,7 +189,7 @@ class Ranking:
         """Takes candidates; they are scored with the next `begin` or `propagate`."""
         fresh = [row for row, ref in enumerate(features.refs) if ref not in self._rows]
         text = bm25(features, self._terms, self._statistics)
-        similar = cosine(features, self._question)
+        similar = cosine(features, self.question)
         for row in fresh:
             self._rows[features.refs[row]] = len(self._refs)
             self._refs.append(features.refs[row])
@@ -187,13 +198,19 @@ class Ranking:
         self._cosine = np.concatenate([self._cosine, similar[fresh] if similar is not None else np.zeros(len(fresh))])
         priors = [self._priors.get(features.refs[row], (0.0, ""))[0] for row in fresh]
         self._prior = np.concatenate([self._prior, priors])
+        self._lengths = np.concatenate([self._lengths, features.lengths[fresh]])
+        self._holds = np.concatenate([self._holds, features.term_frequencies[fresh] > 0])
+        if self.question is not None:
+            known = features.vectors.shape[1] > 0
+            empty = np.zeros((len(fresh), len(self.question)), dtype=np.float32)
+            self._vectors.append(features.vectors[fresh] if known else empty)
 
     def begin(self) -> None:
         """Scores all candidates by vectors, text and the question's links; nothing has been propagated yet."""
         self._rate({})
 
     def seeds(self) -> tuple[PassageRef, ...]:
-        """The passages that lend their score to others: the best five."""
+        """The passages that lend their score to others: the best four."""
         return tuple(self._refs[row] for row in self._best(SEEDS))
 
     def frontier(self) -> tuple[PassageRef, ...]:
@@ -206,13 +223,50 @@ class Ranking:
         Args:
             expansion: The neighbourhood of the frontier; None where there is no frontier.
         """
-        activation = {ref: min(max(float(self._score[self._rows[ref]]), 0.0), _ACTIVATION_CAP) for ref in self.seeds()}
+        activation = {ref: self._activation(ref) for ref in self.seeds()}
         if expansion is not None:
             self._graph.explored.update(activation)
             self._graph.take(expansion)
             self._written.update((key, entity.name) for key, entity in expansion.entities.items())
             self.add(expansion.features)
+        self._seeds = tuple(activation)
         self._rate(self._gains(activation))
+        if not self._first_gain.any():
+            self._first_gain = self._gain
+
+    def _activation(self, seed: PassageRef) -> float:
+        return min(max(float(self._score[self._rows[seed]]), 0.0), _ACTIVATION_CAP)
+
+    def associates(self) -> tuple[str, ...]:
+        """Keys of the entities that the seeds mention beside what the question names, the likeliest bridges first.
+
+        An entity counts as much as its seed times the cosine of the question and the passage that bears the entity's name, at the best.
+        """
+        found = _Largest[str, None]()
+        for seed in self.seeds():
+            activation = self._activation(seed)
+            near = {
+                key: activation * self._nearness(key)
+                for key in self._graph.mentioned.get(seed, ())
+                if key not in self.linked
+            }
+            for key in sorted(near, key=lambda key: (-near[key], key))[:_ASSOCIATES_OF_SEED]:
+                found.offer(key, near[key], None)
+        return tuple(sorted(found, key=lambda key: (-found[key][0], key))[:_ASSOCIATES])
+
+    def _nearness(self, entity: str) -> float:
+        rows = [self._rows[ref] for ref in self._graph.bearers.get(entity, ()) if ref in self._rows]
+        return max((float(self._cosine[row]) for row in rows), default=_UNKNOWN_NEARNESS)
+
+    def substitute(self, questions: NDArray[np.float32]) -> None:
+        """Raises what is near one of the questions in which an associate stands in place of a linked entity.
+
+        Args:
+            questions: Their unit vectors, shape (questions, dimension).
+        """
+        similar = np.concatenate(self._vectors) @ questions.T
+        self._substituted = similar.max(axis=1).astype(np.float64)
+        self._score = self._score + SUBSTITUTION_WEIGHT * self._substituted
 
     def _gains(self, activation: Mapping[PassageRef, float]) -> _Largest[PassageRef, Trail]:
         """What each passage is lent the most, and by what."""
@@ -243,6 +297,67 @@ class Ranking:
                 gains.offer(ref, _CO_MENTION * value / common, trail)
         return gains
 
+    def signals(self, count: int) -> NDArray[np.float64]:
+        """What a ranker sees of the best candidates, in their order, shape (n, len(SIGNALS)).
+
+        Ranks count from 0. `own_rank` is that without the graph; `coverage` the share of the question's terms, weighted by idf, that a passage
+        holds, `new_coverage` of those that the best candidate lacks. `trail` is 0 without one, 1 by a title, 2 by a mention, 3 by a link; what is
+        said of its entity and seed is -1 where it has none.
+        """
+        rows = np.array(self._best(count), dtype=np.intp)
+        found = np.zeros((len(rows), len(SIGNALS)))
+        if not len(rows):
+            return found
+        text = self._bm25 / self._best_text()
+        first_gain = np.zeros(len(self._refs))
+        first_gain[: len(self._first_gain)] = self._first_gain
+        substituted = self._substituted if len(self._substituted) else np.zeros(len(self._refs))
+        idf = inverse_frequencies(self._terms, self._statistics)
+        total = float(idf.sum()) or 1.0
+        holds = self._holds[rows]
+        columns = {
+            "cosine": self._cosine[rows],
+            "text": text[rows],
+            "prior": self._prior[rows],
+            "gain": self._gain[rows],
+            "first_gain": first_gain[rows],
+            "score": self._score[rows],
+            "score_gap": self._score[rows] - self._score[rows[0]],
+            "rank": np.arange(len(rows)),
+            "cosine_rank": _ranks(self._cosine)[rows],
+            "text_rank": _ranks(text)[rows],
+            "own_rank": _ranks(self._own())[rows],
+            "coverage": (holds * idf).sum(axis=1) / total,
+            "new_coverage": ((holds & ~holds[0]) * idf).sum(axis=1) / total,
+            "log_length": np.log1p(self._lengths[rows]),
+            "linked_entities": len(self.linked),
+            "terms": len(self._terms),
+            "encoded": float(self.question is not None),
+            "best_score": self._score[rows[0]],
+            "fourth_score": self._score[rows[min(SEEDS, len(rows)) - 1]],
+            "substituted": substituted[rows],
+            "substituted_rank": _ranks(substituted)[rows],
+        }
+        for name, values in columns.items():
+            found[:, SIGNALS.index(name)] = values
+        first = SIGNALS.index("trail")
+        found[:, first : first + 7] = [self._trail_signals(self._refs[int(row)]) for row in rows]
+        return found
+
+    def _trail_signals(self, ref: PassageRef) -> tuple[float, ...]:
+        """`trail`, `log_mentions`, `log_titles`, `seed_rank`, `seed_score`, `seed_cosine` and `names_itself`."""
+        trail = self._trails.get(ref)
+        if trail is None:
+            return (0, -1, -1, -1, -1, -1, 0)
+        kind = 1 if trail.by_title else 2 if trail.entity else 3
+        entity = self._graph.entities.get(trail.entity)
+        counts = (math.log1p(entity.mention_count), math.log1p(entity.title_count)) if entity is not None else (-1, -1)
+        if trail.seed is None:
+            return (kind, *counts, -1, -1, -1, 0)
+        seed = self._rows[trail.seed]
+        rank = self._seeds.index(trail.seed)
+        return (kind, *counts, rank, float(self._score[seed]), float(self._cosine[seed]), float(trail.seed == ref))
+
     def top(self, count: int) -> tuple[Ranked, ...]:
         """The best candidates, the best first; ties by the passages' names."""
         best_text = self._best_text()
@@ -250,7 +365,7 @@ class Ranking:
             Ranked(
                 self._refs[row],
                 float(self._score[row]),
-                float(self._cosine[row]) if self._question is not None else None,
+                float(self._cosine[row]) if self.question is not None else None,
                 float(self._bm25[row] / best_text),
                 float(self._prior[row] + self._gain[row]),
                 self._trail(self._refs[row], row),
@@ -277,8 +392,12 @@ class Ranking:
             if row is not None:
                 self._gain[row] = GRAPH_WEIGHT * value
         self._trails = {ref: trail for ref, (_, trail) in gains.items()}
-        base = (self._cosine + TEXT_WEIGHT * self._bm25 / self._best_text()) / (1 + TEXT_WEIGHT)
-        self._score = base + self._prior + self._gain
+        self._score = self._own() + self._gain
+
+    def _own(self) -> NDArray[np.float64]:
+        """What a passage says itself, and what the question names of it."""
+        own: NDArray[np.float64] = (self._cosine + TEXT_WEIGHT * self._bm25 / self._best_text()) / (1 + TEXT_WEIGHT)
+        return own + self._prior
 
     def _trail(self, ref: PassageRef, row: int) -> Trail | None:
         trail = self._trails.get(ref)
@@ -286,3 +405,8 @@ class Ranking:
         if self._prior[row] >= self._gain[row] or (trail is not None and trail.seed == ref):
             return Trail(None, self._priors[ref][1], by_title=True) if self._prior[row] else None
         return trail
+
+
+def _ranks(values: NDArray[np.float64]) -> NDArray[np.intp]:
+    """How many of the values are greater than each."""
+    return np.searchsorted(np.sort(-values), -values)

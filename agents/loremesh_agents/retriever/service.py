@@ -25,8 +25,9 @@ from loremesh_agents.domain.lexicon import entity_key, search_terms
 from loremesh_agents.domain.linking import LinkedEntity, candidate_spans, link
 from loremesh_agents.domain.principal import Principal
 from loremesh_agents.domain.ranking import MENTION_LIMIT, Ranked, Ranking
-from loremesh_agents.domain.retrieval import EntityStatistics, PassageRef, RetrievalRequest
+from loremesh_agents.domain.retrieval import EntityStatistics, PassageRef, Profile, RetrievalRequest
 from loremesh_agents.domain.revision import Consistency
+from loremesh_agents.domain.substitution import substituted
 from loremesh_agents.ports.embedding import Embedder
 from loremesh_agents.ports.graph import GraphSnapshot, GraphStore
 from loremesh_agents.ports.text import TextIndex
@@ -35,6 +36,7 @@ from loremesh_agents.retriever.settings import RetrieverSettings
 
 _AGENT = "retriever"
 _ROUNDS = 2
+_MOST_SUBSTITUTED = 12
 _MOST_PROPOSALS = 6400
 """Proposals of an index that are looked through for readable ones."""
 
@@ -142,11 +144,15 @@ class RetrieverService:
             async for event in walk.run():
                 yield event
 
-    async def encode(self, question: str, deadline: Deadline) -> NDArray[np.float32] | None:
-        """The question's vector; None without an encoder."""
-        if self._embedder is None or self._vectors is None:
-            return None
-        return np.asarray((await self._embedder.embed([question], deadline=deadline))[0], dtype=np.float32)
+    async def encode(self, questions: Sequence[str], deadline: Deadline) -> NDArray[np.float32]:
+        """The vectors of questions, shape (questions, dimension).
+
+        Raises:
+            BackendUnavailable: There is no encoder.
+        """
+        if self._embedder is None:
+            raise BackendUnavailable("encoder")
+        return await self._embedder.embed(questions, deadline=deadline)
 
     async def near(
         self, vector: NDArray[np.float32], snapshot: GraphSnapshot, deadline: Deadline, limit: int
@@ -194,6 +200,9 @@ class _Search:
         ranking = await self._candidates(snapshot, deadline)
         await self._propagate(ranking, snapshot, deadline)
         self._lap("rank")
+        if self._request.profile is Profile.THOROUGH:
+            await self._substitute(ranking, deadline)
+            self._lap("substitute")
         ranked = ranking.top(self._request.k)
         seeds_in_trails = {
             entry.trail.seed for entry in ranked if entry.trail is not None and entry.trail.seed is not None
@@ -237,6 +246,29 @@ class _Search:
                 )
                 named = frozenset[str]()  # the ranking has what the first round found around them
             ranking.propagate(expansion)
+
+    async def _substitute(self, ranking: Ranking, deadline: Deadline) -> None:
+        """Asks again with what the evidence names in place of what the question names; left out where vectors are."""
+        names = [ranking.name(key) for key in ranking.associates()]
+        if ranking.question is None or not names:
+            return
+        questions = substituted(self._question, ranking.linked.values(), names, most=_MOST_SUBSTITUTED)
+        share = deadline.fraction(self._service.settings.vector_share)
+        try:
+            async with asyncio.timeout(share.remaining()):
+                ranking.substitute(await self._encode(questions, share))
+        except (BudgetExhausted, TimeoutError):
+            self._leave_out(
+                "substitution", DegradationReason.BUDGET, "There was no time to ask for what the evidence names."
+            )
+        except BackendUnavailable as error:
+            self._leave_out("substitution", DegradationReason.UNAVAILABLE, error.message)
+
+    async def _encode(self, questions: Sequence[str], deadline: Deadline) -> NDArray[np.float32]:
+        began = time.monotonic()
+        vectors = await self._service.encode(questions, deadline)
+        self._timings["encode"] = self._timings.get("encode", 0.0) + time.monotonic() - began
+        return vectors
 
     async def _candidates(self, snapshot: GraphSnapshot, deadline: Deadline) -> Ranking:
         spans = candidate_spans(self._question)
@@ -286,11 +318,8 @@ class _Search:
         share = deadline.fraction(self._service.settings.vector_share)
         try:
             async with asyncio.timeout(share.remaining()):
-                began = time.monotonic()
-                vector = await self._service.encode(self._question, share)
-                self._timings["encode"] = time.monotonic() - began
-                limit = self._service.settings.vector_candidates
-                near = () if vector is None else await self._service.near(vector, snapshot, share, limit)
+                (vector,) = await self._encode([self._question], share)
+                near = await self._service.near(vector, snapshot, share, self._service.settings.vector_candidates)
         except (BudgetExhausted, TimeoutError):
             self._leave_out("vectors", DegradationReason.BUDGET, "Vectors took more than their share of the time.")
         except BackendUnavailable as error:
@@ -382,7 +411,7 @@ async def _readable(
 
 
 def _named(entity: LinkedEntity | None) -> EdgeKind:
-    return EdgeKind.EARLIER_TURN if entity is not None and entity.earlier else EdgeKind.NAMED_IN_QUESTION
+    return EdgeKind.EARLIER_TURN if entity is not None and entity.place is None else EdgeKind.NAMED_IN_QUESTION
 
 
 class _Walk:

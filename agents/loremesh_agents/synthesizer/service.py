@@ -164,10 +164,10 @@ class SynthesizerService:
                 used += count + _TOKENS_PER_SOURCE
                 continue
             share = (room - _TOKENS_PER_SOURCE) / count if count else 0.0
+            # Nothing comes of one endless sentence, or where there is hardly room: what ranks below may still fit.
             text = _cut(block, share)
             if text:
                 return [*kept, replace(block, text=text)], budget, True
-            break
         return kept, used, False
 
     def _limit(self, detail: str) -> Degradation:

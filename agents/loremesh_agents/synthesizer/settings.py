@@ -14,7 +14,7 @@ class SynthesizerSettings(BaseModel):
     """Most tokens of a prompt where the caller does not say."""
     duplicate_share: float = Field(default=0.8, gt=0, le=1)
     """Share of a passage's word runs that must be in an earlier source for it to be a duplicate."""
-    most_evidence: int = Field(default=200, gt=0)
+    most_evidence: int = Field(default=100, gt=0, le=100)
     """Pieces of evidence taken; more are left out."""
     counting_share: float = Field(default=0.5, gt=0, le=1)
     """Share of the time left that counting tokens may use."""

@@ -62,14 +62,14 @@ def test_a_name_that_comes_twice_is_linked_once() -> None:
 
 def test_an_entity_of_an_earlier_turn_counts_half() -> None:
     found = link(candidate_spans("When was she born?"), known(ada_lovelace=(3, 1)), ("Ada Lovelace", "Nobody Known"))
-    assert [(entity.key, entity.confidence, entity.earlier) for entity in found.values()] == [
+    assert [(entity.key, entity.confidence, entity.place is None) for entity in found.values()] == [
         ("ada lovelace", EARLIER_TURN, True)
     ]
 
 
 def test_an_entity_that_the_question_names_itself_is_not_of_an_earlier_turn() -> None:
     found = link(candidate_spans("When was Ada Lovelace born?"), known(ada_lovelace=(3, 1)), ("Ada Lovelace",))
-    assert not found["ada lovelace"].earlier
+    assert found["ada lovelace"].place is not None
     assert found["ada lovelace"].confidence == IN_GAZETTEER
 
 

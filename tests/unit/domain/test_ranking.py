@@ -176,7 +176,7 @@ def test_what_a_seed_mentions_lends_score_to_the_passage_of_that_name() -> None:
             reached={2: "c/jane#0"},
         )
     )
-    assert scores(ranking)[2] == pytest.approx(1.5 * 0.4 * 0.9**2 * 0.6 / (2**0.8 * 4**0.3))
+    assert scores(ranking)[2] == pytest.approx(2.2 * 0.4 * 0.9**2 * 0.6 / (2**0.8 * 4**0.3))
     trail = ranking.top(2)[1].trail
     assert trail is not None
     assert (trail.seed, trail.entity, trail.by_title) == (1, "jane doe", True)
@@ -185,7 +185,7 @@ def test_what_a_seed_mentions_lends_score_to_the_passage_of_that_name() -> None:
 def test_what_the_question_names_lends_score_to_those_that_mention_it() -> None:
     ranking = by_links({"acme": 0.5}, [], {1: "c/other#0"})
     ranking.propagate(expansion(entities={"acme": (6, 0)}, mentions=[("acme", 2)], reached={2: "c/b#0"}))
-    assert scores(ranking)[2] == pytest.approx(1.5 * 0.24 * 0.6 * 0.5 / math.log2(7.5) ** 0.3)
+    assert scores(ranking)[2] == pytest.approx(2.2 * 0.24 * 0.6 * 0.5 / math.log2(7.5) ** 0.3)
     trail = ranking.top(1)[0].trail
     assert trail is not None
     assert (trail.seed, trail.entity, trail.by_title) == (None, "acme", False)
@@ -201,13 +201,13 @@ def test_the_name_of_a_seed_lends_score_to_those_that_mention_it() -> None:
             reached={2: "c/b#0"},
         )
     )
-    assert scores(ranking)[2] == pytest.approx(1.5 * 0.24 * 0.3 * 0.9 / math.log2(3.5) ** 0.3)
+    assert scores(ranking)[2] == pytest.approx(2.2 * 0.24 * 0.3 * 0.9 / math.log2(3.5) ** 0.3)
 
 
 def test_a_link_lends_score_like_a_name() -> None:
     ranking = by_links({"acme": 1.0}, [("acme", 1, 1.0)], {1: "c/acme#0"})
     ranking.propagate(expansion(references=[(1, 2, 3)], reached={2: "c/b#0"}))
-    assert scores(ranking)[2] == pytest.approx(1.5 * 0.4 * 0.9**2 / 3**0.3)
+    assert scores(ranking)[2] == pytest.approx(2.2 * 0.4 * 0.9**2 / 3**0.3)
     trail = ranking.top(2)[1].trail
     assert trail is not None
     assert (trail.seed, trail.entity) == (1, "")
@@ -223,7 +223,7 @@ def test_only_the_strongest_of_several_paths_counts() -> None:
             reached={3: "c/jane#0"},
         )
     )
-    assert scores(ranking)[3] == pytest.approx(1.5 * 0.4 * 0.9**2)
+    assert scores(ranking)[3] == pytest.approx(2.2 * 0.4 * 0.9**2)
 
 
 def test_a_seed_gains_by_another_seed_that_mentions_its_name() -> None:
@@ -258,8 +258,8 @@ def test_a_second_round_starts_from_the_scores_of_the_first() -> None:
             reached={3: "c/lisbon#0"},
         )
     )
-    of_jane = 1.5 * 0.4 * 0.9**2
-    assert scores(ranking) == pytest.approx({1: 0.9, 2: of_jane, 3: 1.5 * 0.4 * of_jane**2})
+    of_jane = 2.2 * 0.4 * 0.9**2
+    assert scores(ranking) == pytest.approx({1: 0.9, 2: of_jane, 3: 2.2 * 0.4 * of_jane**2})
 
 
 def test_what_earlier_answers_cited_has_a_head_start() -> None:
@@ -270,8 +270,8 @@ def test_what_earlier_answers_cited_has_a_head_start() -> None:
     assert [int(entry.ref) for entry in ranking.top(2)] == [2, 1]
 
 
-def test_there_are_five_seeds_at_most() -> None:
-    assert len(by_links({}, [], {ref: f"c/{ref}#0" for ref in range(1, 9)}).seeds()) == 5
+def test_there_are_four_seeds_at_most() -> None:
+    assert len(by_links({}, [], {ref: f"c/{ref}#0" for ref in range(1, 9)}).seeds()) == 4
 
 
 def test_nothing_is_ranked_without_candidates() -> None:

@@ -83,11 +83,14 @@ class MiniLmEmbedder:
         threads: Threads of one inference; 0 for one a core.
 
     Raises:
-        ConfigurationError: The weights are not the published ones.
+        ConfigurationError: The weights are not the published ones, or the tokenizer cannot be read.
     """
 
     def __init__(self, folder: Path, *, cache: Path, threads: int = 0) -> None:
-        self._tokenizer: Any = Tokenizer.from_file(str(folder / _TOKENIZER))
+        try:
+            self._tokenizer: Any = Tokenizer.from_file(str(folder / _TOKENIZER))
+        except Exception as error:  # the driver raises nothing narrower
+            raise ConfigurationError(f"{folder / _TOKENIZER} is damaged: {error}") from error
         # The file says 128 and pads to that; the model was trained and measured with 256.
         self._tokenizer.enable_truncation(_MOST_TOKENS)
         self._tokenizer.no_padding()

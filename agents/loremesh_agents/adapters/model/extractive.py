@@ -20,7 +20,6 @@ from loremesh_agents.ports.language_model import (
 NAME = "extractive"
 _VERSION = "1"
 _CONTEXT_TOKENS = 131_072
-_TOGETHER = 32
 _TOKEN = re.compile(r"\s*\S+|\s+$")
 
 
@@ -52,11 +51,10 @@ class ExtractiveModel:
         first = self._resume_at(request, tokens)
         limit = request.options.max_tokens or len(tokens)
         emitted = tokens[first:limit]
-        for start in range(0, len(emitted), _TOGETHER):
+        for sequence, token in enumerate(emitted, first):
             if deadline.expired:
                 raise BudgetExhausted("generator", "generation")
-            run = emitted[start : start + _TOGETHER]
-            yield TokenDelta("".join(run), first + start, len(run))
+            yield TokenDelta(token, sequence)
         if limit < len(tokens):
             reason = FinishReason.LENGTH
         else:

@@ -14,10 +14,11 @@ import json
 import logging
 import os
 from collections import OrderedDict
+from collections.abc import AsyncGenerator, Sequence
 from collections.abc import Collection as Group
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from loremesh_agents.ports.graph import GraphStore
 
 _log = logging.getLogger(__name__)
 
-_FORMAT = 1
+_FORMAT = 2
 _PAGE = 20_000
 _MOST_OPEN = 16
 _PROBES = 32
@@ -48,7 +49,6 @@ class _Manifest:
     revision: int
     count: int
     dimension: int
-    sha256: str
 
 
 class _Collection:
@@ -102,6 +102,27 @@ class _Collection:
         return found
 
 
+@asynccontextmanager
+async def _locked(lock: asyncio.Lock, deadline: Deadline) -> AsyncGenerator[None]:
+    """Holds a lock; whoever has it may have more time than this caller."""
+    try:
+        async with asyncio.timeout(deadline.remaining()):
+            await lock.acquire()
+    except TimeoutError:
+        raise BudgetExhausted("vector index", "search") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _checksum(index: Path, manifest: _Manifest) -> str:
+    """Of a base and what its manifest says of it: a wrong revision would hide changes."""
+    digest = hashlib.sha256(json.dumps(asdict(manifest)).encode())
+    with index.open("rb") as file:
+        return hashlib.file_digest(file, lambda: digest).hexdigest()
+
+
 def _search_parameters(removed: Group[int]) -> Any:
     """How to search a base: what is removed takes no place among the nearest."""
     # With arguments it keeps the selector alive, which an assignment would not; the driver's types do not know them.
@@ -127,9 +148,10 @@ class FaissVectorIndex:
         self._folder = folder
         self._exact_limit = exact_limit
         self._open: OrderedDict[str, _Collection] = OrderedDict()
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="faiss")
-        # One query uses one core: throughput comes from searching several at once.
-        faiss.omp_set_num_threads(1)
+        # One query uses one core: throughput comes from searching several at once. The driver counts for each thread of ours.
+        self._threads = ThreadPoolExecutor(
+            threads, thread_name_prefix="faiss", initializer=faiss.omp_set_num_threads, initargs=(1,)
+        )
 
     async def search(
         self, vector: NDArray[np.float32], *, revisions: tuple[CollectionRevision, ...], limit: int, deadline: Deadline
@@ -193,7 +215,7 @@ class FaissVectorIndex:
         return held
 
     async def _catch_up(self, held: _Collection, revision: CollectionRevision, deadline: Deadline) -> None:
-        async with held.lock:
+        async with _locked(held.lock, deadline):
             while held.revision < revision.revision:
                 try:
                     changes = await self._graph.vector_changes(
@@ -225,18 +247,18 @@ class FaissVectorIndex:
         index_path, manifest_path = self._paths(collection)
         try:
             values = json.loads(manifest_path.read_text())
-            if values.pop("format", None) != _FORMAT:
+            if not isinstance(values, dict) or values.pop("format", None) != _FORMAT:
                 raise ValueError("it is of another format")
+            checksum = values.pop("sha256", None)
             manifest = _Manifest(**values)
             if manifest.collection_uid != uid:
                 return _Collection(uid, None, 0, 0)
-            with index_path.open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != manifest.sha256:
-                    raise ValueError("its checksum is wrong")
+            if _checksum(index_path, manifest) != checksum:
+                raise ValueError("its checksum is wrong")
             index = faiss.read_index(str(index_path), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
         except FileNotFoundError:
             return _Collection(uid, None, 0, 0)
-        except (ValueError, TypeError, RuntimeError) as error:
+        except (OSError, ValueError, TypeError, RuntimeError) as error:
             _log.warning("the vector index %s is not read, and made again from the graph: %s", index_path, error)
             return _Collection(uid, None, 0, 0)
         return _Collection(uid, index, manifest.revision, manifest.dimension)
@@ -255,20 +277,13 @@ class FaissVectorIndex:
         temporary = index_path.with_name(f"{index_path.name}.{os.getpid()}")
         faiss.write_index(index, str(temporary))
         with temporary.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
             os.fsync(file.fileno())
-        manifest = {
-            "format": _FORMAT,
-            "collection_uid": held.uid,
-            "revision": held.revision,
-            "count": count,
-            "dimension": dimension,
-            "sha256": digest,
-        }
+        manifest = _Manifest(held.uid, held.revision, count, dimension)
+        values = {"format": _FORMAT, **asdict(manifest), "sha256": _checksum(temporary, manifest)}
         # First the index: a reader that meets it under the old manifest sees a wrong checksum and goes to the graph.
         temporary.replace(index_path)
         draft = manifest_path.with_name(f"{manifest_path.name}.{os.getpid()}")
-        draft.write_text(json.dumps(manifest))
+        draft.write_text(json.dumps(values))
         draft.replace(manifest_path)
 
     def _forget(self, collection: str) -> None:
