@@ -5,6 +5,7 @@ import importlib
 import json
 import sys
 from pathlib import Path
+from types import ModuleType
 
 BENCHMARKS = {
     "http_baseline": "the mesh against the same pipeline of FastAPI services with httpx between them",
@@ -13,9 +14,14 @@ BENCHMARKS = {
     "relay": "what the coordinator adds to a token stream between a client and a generator",
     "retrieval": "quality and time of the retriever on a data set in BEIR layout",
     "streams": "how many paced streams a coordinator holds, and one with several workers",
+    "train-ranker": "training of the retriever's ranker, and its worth on sets that it has not seen",
     "scale": "what grows with a collection: time, memory, ingestion, opening",
 }
 """Modules of this package by name, with what they measure. Each has `add_arguments(parser)` and `run(arguments) -> dict`."""
+
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f"bench.{name.replace('-', '_')}")
 
 
 def main() -> int:
@@ -27,9 +33,9 @@ def main() -> int:
         subparser = names.add_parser(name, help=purpose, description=purpose)
         if name == chosen:
             subparser.add_argument("--data", type=Path, help="Folder of the data set.")
-            importlib.import_module(f"bench.{name}").add_arguments(subparser)
+            _module(name).add_arguments(subparser)
     arguments = parser.parse_args()
-    figures = importlib.import_module(f"bench.{arguments.name}").run(arguments)
+    figures = _module(arguments.name).run(arguments)
     print(json.dumps(figures))
     return 0
 

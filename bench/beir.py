@@ -16,8 +16,6 @@ from loremesh_agents.domain.document import Document, Section
 from loremesh_agents.runtime.channel import Peer
 
 COLLECTION = "bench"
-_NO_TITLE = " "
-"""For an empty title the knowledge agent takes the document's id, which would then be searched as if it were text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +54,7 @@ def read_documents(corpus: Path, *, titles: bool = True) -> list[Document]:
     return [
         Document(
             document_id=row["_id"],
-            title=(titles and row.get("title")) or _NO_TITLE,
+            title=str(row.get("title", "")) if titles else "",
             sections=(Section(row["text"]),),
         )
         for row in rows(corpus)

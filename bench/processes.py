@@ -8,7 +8,11 @@ from contextlib import asynccontextmanager
 
 import psutil
 
-_QUIET = {"LOREMESH_TELEMETRY__LOG_LEVEL": "WARNING", "LOREMESH_SERVER__DRAIN_GRACE": "0"}
+_QUIET = {
+    "LOREMESH_TELEMETRY__LOG_LEVEL": "WARNING",
+    "LOREMESH_SERVER__DRAIN_GRACE": "0",
+    "OPENBLAS_NUM_THREADS": "1",  # as the command does
+}
 _LAST_WORDS = 5.0
 
 

@@ -156,7 +156,9 @@ class Asking:
         request = pb.AskRequest(question=QUESTION, **fields)  # type: ignore[arg-type]
         self.channel = grpc.aio.insecure_channel(target, options=[("grpc.use_local_subchannel_pool", 1)])
         stub = coordinator_service_pb2_grpc.CoordinatorServiceStub(self.channel)
-        self.call = stub.Ask(request, timeout=timeout) if rpc == "Ask" else stub.Chat(timeout=timeout)
+        # A connection that a process had not yet taken when it was killed is made anew, as clients of a shared port do.
+        options = {"timeout": timeout, "wait_for_ready": timeout is not None}
+        self.call = stub.Ask(request, **options) if rpc == "Ask" else stub.Chat(**options)
         self.events: list[pb.AskResponse] = []
         self.reader = asyncio.create_task(self._read(None if rpc == "Ask" else request))
 

@@ -19,6 +19,7 @@ from loremesh.v1 import (
 )
 
 from loremesh_agents.adapters.parsing.parser import FileParser
+from loremesh_agents.bootstrap.backends import open_ranker
 from loremesh_agents.bootstrap.settings import Settings
 from loremesh_agents.bootstrap.stores import Stores
 from loremesh_agents.clients.generator import GeneratorClient
@@ -115,7 +116,11 @@ def _knowledge(parts: Parts) -> BuiltAgent:
 def _retriever(parts: Parts) -> BuiltAgent:
     settings = parts.settings.retriever
     stores = parts.stores
-    service = RetrieverService(stores.graph, stores.text, stores.vectors, stores.embedder, settings)
+    ranker = open_ranker(settings.ranker)
+    relevance = ranker.relevance if ranker is not None else None
+    service = RetrieverService(
+        stores.graph, stores.text, stores.vectors, stores.embedder, settings, relevance=relevance
+    )
     descriptor = retriever_service_pb2.DESCRIPTOR.services_by_name["RetrieverService"]
     add = retriever_service_pb2_grpc.add_RetrieverServiceServicer_to_server
     return BuiltAgent(

@@ -2,11 +2,14 @@
 
 import importlib.util
 import logging
+from importlib import resources
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from loremesh_agents.bootstrap.settings import StoreSettings
 from loremesh_agents.domain.errors import ConfigurationError
+from loremesh_agents.domain.ranker import Ranker, RankerRefused
+from loremesh_agents.domain.ranker import load as load_ranker
 from loremesh_agents.ports.embedding import Embedder
 from loremesh_agents.ports.graph import GraphStore
 from loremesh_agents.ports.language_model import LanguageModel
@@ -126,3 +129,20 @@ def open_model(stores: StoreSettings) -> LanguageModel:
             return ExtractiveModel()
         case _:
             raise _unknown("stores.model", stores.model, "extractive://")
+
+
+def open_ranker(path: str) -> Ranker | None:
+    """The ranker of a file, of the package where none is named; None for `none`.
+
+    Raises:
+        ConfigurationError: The file cannot be read, is damaged, or is of another version.
+    """
+    if path == "none":
+        return None
+    file = Path(path) if path else resources.files("loremesh_agents.retriever") / "ranker.json"
+    try:
+        return load_ranker(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, RankerRefused) as error:
+        raise ConfigurationError(
+            f"the ranker {path or 'of this installation'} cannot be used: {error}; name another file in retriever.ranker, or `none`"
+        ) from error

@@ -43,7 +43,7 @@ class Document:
 
     Attributes:
         document_id: Unique in its collection.
-        title: Never empty.
+        title: Empty where it has none.
         sections: In reading order.
         aliases: Other names by which texts refer to what the document describes.
         uri: Where it came from.
@@ -64,6 +64,11 @@ class Document:
     readers: frozenset[str] = frozenset()
     media_type: str = ""
     content_hash: str = ""
+
+    @property
+    def shown_title(self) -> str:
+        """What it is called where people read; its id where it has no title, which no text is searched for."""
+        return self.title or self.document_id
 
 
 @dataclass(frozen=True, slots=True)

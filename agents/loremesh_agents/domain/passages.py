@@ -50,6 +50,7 @@ def cut(document: Document) -> tuple[PassageText, ...]:
                         headings=section.headings,
                         first=not found,
                         opens_section=index == 0,
+                        text=text,
                     ),
                     links=_links(section, text, first=index == 0),
                 )
@@ -119,7 +120,7 @@ def _split(text: str, start: int, end: int, border: re.Pattern[str]) -> Iterator
 
 def full_text(document: Document, passage: PassageText) -> str:
     """What is embedded and searched of a passage: its titles, then its text."""
-    return ". ".join([document.title, *passage.headings, passage.text])
+    return ". ".join(filter(None, [document.title, *passage.headings, passage.text]))
 
 
 def analyse(document: Document, passage: PassageText) -> PassageWrite:

@@ -39,6 +39,8 @@ _TITLE_SHARE = 0.3
 _CO_MENTION = 0.24
 _EARLIER_PASSAGE = 0.3
 SUBSTITUTION_WEIGHT = 0.65
+RELEVANCE_WEIGHT = 0.5
+"""Of a ranker's opinion: it helps on questions like those that it has seen, and must not hurt on others."""
 _ASSOCIATES = 8
 _ASSOCIATES_OF_SEED = 4
 _UNKNOWN_NEARNESS = 0.25
@@ -152,7 +154,6 @@ class Ranking:
         self._score = np.zeros(0)
         self._first_gain = np.zeros(0)
         self._substituted = np.zeros(0)
-        self._lengths = np.zeros(0)
         self._holds: NDArray[np.bool_] = np.zeros((0, len(terms)), dtype=np.bool_)
         self._vectors: list[NDArray[np.float32]] = []
         self._trails: dict[PassageRef, Trail] = {}
@@ -198,7 +199,6 @@ class Ranking:
         self._cosine = np.concatenate([self._cosine, similar[fresh] if similar is not None else np.zeros(len(fresh))])
         priors = [self._priors.get(features.refs[row], (0.0, ""))[0] for row in fresh]
         self._prior = np.concatenate([self._prior, priors])
-        self._lengths = np.concatenate([self._lengths, features.lengths[fresh]])
         self._holds = np.concatenate([self._holds, features.term_frequencies[fresh] > 0])
         if self.question is not None:
             known = features.vectors.shape[1] > 0
@@ -281,7 +281,7 @@ class Ranking:
                 gains.offer(reference.target, value, Trail(seed, "", by_title=False))
         for key, (value, origin) in lent.items():
             entity = graph.entities[key]
-            spread = max(entity.title_count, 1) ** 0.8 * max(entity.mention_count, 1) ** 0.3
+            spread = max(entity.title_count, 1) ** 0.6 * max(entity.mention_count, 1) ** 0.3
             trail = Trail(origin, key, by_title=True)
             for ref, weight in graph.bearers.get(key, {}).items():
                 gains.offer(ref, value * weight / spread, trail)
@@ -329,12 +329,6 @@ class Ranking:
             "own_rank": _ranks(self._own())[rows],
             "coverage": (holds * idf).sum(axis=1) / total,
             "new_coverage": ((holds & ~holds[0]) * idf).sum(axis=1) / total,
-            "log_length": np.log1p(self._lengths[rows]),
-            "linked_entities": len(self.linked),
-            "terms": len(self._terms),
-            "encoded": float(self.question is not None),
-            "best_score": self._score[rows[0]],
-            "fourth_score": self._score[rows[min(SEEDS, len(rows)) - 1]],
             "substituted": substituted[rows],
             "substituted_rank": _ranks(substituted)[rows],
         }
@@ -372,6 +366,15 @@ class Ranking:
             )
             for row in self._best(count)
         )
+
+    def weigh(self, relevance: NDArray[np.float64]) -> None:
+        """Takes a ranker's opinion of the best candidates, which counts beside their scores.
+
+        Args:
+            relevance: Probability that each of them is relevant, in the order of `signals`, shape (n,).
+        """
+        self._score = self._score.copy()
+        self._score[self._best(len(relevance))] += RELEVANCE_WEIGHT * relevance
 
     def _best(self, count: int) -> list[int]:
         """The rows of the best candidates, in order."""

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 
+from loremesh_agents.domain.definitions import defined
 from loremesh_agents.domain.document import Title
 from loremesh_agents.domain.lexicon import FUNCTION_WORDS, entity_key
 
@@ -11,6 +12,8 @@ ALIAS = 0.6
 """A title without its trailing "(...)", another name, a part of a dotted name."""
 LATER = 0.3
 """The document's title on a passage that is not its first."""
+DEFINED = 0.6
+"""What the first sentence defines, where the document has a title as well, or in another form."""
 
 _QUALIFIER = re.compile(r"\s*[(（][^()（）]*[)）]\s*$")
 _NUMBERING = re.compile(r"^\s*(?:\d+(?:\.\d+)*\.?|[IVXLC]+\.|[A-Z]\.)\s+(?=\S)")
@@ -19,10 +22,17 @@ _SIGNATURE = re.compile(
     r"^(?:(?:class|exception|async|def|function|method|property|data|attribute)\s+)*([A-Za-z_][\w.]*)(\(.*)?$",
     re.DOTALL,
 )
+_ARTICLE = re.compile(r"^(?:the|a|an)\s+", re.IGNORECASE)
 
 
 def titles(
-    title: str, *, aliases: Sequence[str] = (), headings: Sequence[str] = (), first: bool, opens_section: bool
+    title: str,
+    *,
+    aliases: Sequence[str] = (),
+    headings: Sequence[str] = (),
+    first: bool,
+    opens_section: bool,
+    text: str = "",
 ) -> tuple[Title, ...]:
     """The names of a passage, each key once with its greatest weight.
 
@@ -32,6 +42,7 @@ def titles(
         headings: Headings above the passage, the outermost first.
         first: Whether it is the first passage of its document.
         opens_section: Whether it is the first passage below its innermost heading.
+        text: Its text, which may begin with the definition of what it is about.
     """
     found: dict[str, Title] = {}
 
@@ -49,13 +60,17 @@ def titles(
             for name, weight in _names(alias):
                 add(name, min(weight, ALIAS))
     if headings and opens_section:
-        for name, weight in _names(headings[-1]):
+        for name, weight in _names(_NUMBERING.sub("", headings[-1])):
             add(name, weight)
+    if first:
+        for place, subject in enumerate(defined(text)):
+            for name, weight in _names(subject):
+                add(name, weight if not (title or place) else min(weight, DEFINED))
     return tuple(found.values())
 
 
 def _names(text: str) -> list[tuple[str, float]]:
-    plain = _QUOTED.sub("", _NUMBERING.sub("", text)).strip()
+    plain = _QUOTED.sub("", text).strip()
     if not plain:
         return []
     signature = _SIGNATURE.match(plain)
@@ -68,7 +83,10 @@ def _names(text: str) -> list[tuple[str, float]]:
     bare = _QUALIFIER.sub("", plain)
     if bare and bare != plain:
         names.append((bare, ALIAS))
-    article = re.sub(r"^(?:the|a|an)\s+", "", bare or plain, flags=re.IGNORECASE)
+    unnumbered = _NUMBERING.sub("", plain)
+    if unnumbered != plain:
+        names.append((unnumbered, ALIAS))
+    article = _ARTICLE.sub("", bare or plain)
     if article and article not in (plain, bare):
         names.append((article, ALIAS))
     return names

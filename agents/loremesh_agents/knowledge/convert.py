@@ -55,7 +55,7 @@ def _document_from_proto(message: document_pb2.Document) -> Document | File:
         return File(upload, blob.total_size)
     return Document(
         document_id=message.document_id,
-        title=message.title or message.uri.rstrip("/").rpartition("/")[2] or message.document_id,
+        title=message.title or message.uri.rstrip("/").rpartition("/")[2],
         sections=tuple(
             Section(
                 section.text,

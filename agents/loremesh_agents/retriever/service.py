@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,9 +37,13 @@ from loremesh_agents.retriever.settings import RetrieverSettings
 
 _AGENT = "retriever"
 _ROUNDS = 2
+_RANKED = 20
+"""Candidates that the ranker looks at."""
 _MOST_SUBSTITUTED = 12
 _MOST_PROPOSALS = 6400
 """Proposals of an index that are looked through for readable ones."""
+
+Relevance: TypeAlias = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +87,7 @@ class RetrieverService:
         vectors: Proposes passages by vectors; None without an encoder.
         embedder: Encodes questions; None for retrieval by text and graph alone.
         settings: Limits and shares.
+        relevance: A ranker's opinion of candidates by their signals (`Ranking.signals`), asked for but for the profile FAST; None without one.
     """
 
     def __init__(
@@ -91,7 +97,10 @@ class RetrieverService:
         vectors: VectorIndex | None,
         embedder: Embedder | None,
         settings: RetrieverSettings,
+        *,
+        relevance: Relevance | None = None,
     ) -> None:
+        self._relevance = relevance
         self._graph = graph
         self._text = text
         self._vectors = vectors
@@ -143,6 +152,11 @@ class RetrieverService:
             walk = _Walk(snapshot, request, self._settings.titles_per_entity, deadline)
             async for event in walk.run():
                 yield event
+
+    def weigh(self, ranking: Ranking) -> None:
+        """Asks the ranker for its opinion of the best candidates, if there is one."""
+        if self._relevance is not None:
+            ranking.weigh(self._relevance(ranking.signals(_RANKED)))
 
     async def encode(self, questions: Sequence[str], deadline: Deadline) -> NDArray[np.float32]:
         """The vectors of questions, shape (questions, dimension).
@@ -199,10 +213,13 @@ class _Search:
     async def run(self, snapshot: GraphSnapshot, deadline: Deadline) -> AsyncGenerator[Evidence | Completion]:
         ranking = await self._candidates(snapshot, deadline)
         await self._propagate(ranking, snapshot, deadline)
-        self._lap("rank")
+        self._lap("expand")
         if self._request.profile is Profile.THOROUGH:
             await self._substitute(ranking, deadline)
             self._lap("substitute")
+        if self._request.profile is not Profile.FAST:
+            self._service.weigh(ranking)
+        self._lap("rank")
         ranked = ranking.top(self._request.k)
         seeds_in_trails = {
             entry.trail.seed for entry in ranked if entry.trail is not None and entry.trail.seed is not None

@@ -20,5 +20,7 @@ class RetrieverSettings(BaseModel):
     """Share of the time left that encoding the question and searching vectors may use."""
     expansion_reserve: float = Field(default=0.01, ge=0)
     """Time that must be left for another round through the graph."""
+    ranker: str = ""
+    """File of a trained ranker, or `none`. Default: the one that comes with loremesh."""
     longest_question: int = Field(default=20_000, gt=0)
     """Characters of a question that are searched; the rest is left out and named."""

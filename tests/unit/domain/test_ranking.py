@@ -176,7 +176,7 @@ def test_what_a_seed_mentions_lends_score_to_the_passage_of_that_name() -> None:
             reached={2: "c/jane#0"},
         )
     )
-    assert scores(ranking)[2] == pytest.approx(2.2 * 0.4 * 0.9**2 * 0.6 / (2**0.8 * 4**0.3))
+    assert scores(ranking)[2] == pytest.approx(2.2 * 0.4 * 0.9**2 * 0.6 / (2**0.6 * 4**0.3))
     trail = ranking.top(2)[1].trail
     assert trail is not None
     assert (trail.seed, trail.entity, trail.by_title) == (1, "jane doe", True)

@@ -20,7 +20,8 @@ from loremesh_agents.domain.errors import BackendUnavailable, BudgetExhausted, I
 from loremesh_agents.domain.evidence import EdgeKind, Evidence
 from loremesh_agents.domain.lexicon import search_terms
 from loremesh_agents.domain.principal import ANONYMOUS, Principal
-from loremesh_agents.domain.retrieval import RetrievalRequest
+from loremesh_agents.domain.ranker import SIGNALS
+from loremesh_agents.domain.retrieval import Profile, RetrievalRequest
 from loremesh_agents.ports.embedding import Embedder
 from loremesh_agents.retriever.service import RetrieverService
 from loremesh_agents.retriever.settings import RetrieverSettings
@@ -225,3 +226,82 @@ async def test_hidden_passages_do_not_crowd_out_the_readable_ones(
     request = RetrievalRequest("obelisks", ("memos",))
     evidence, _ = await found(service(store, text_candidates=5), request)
     assert documents(evidence) == ["shown"]
+
+
+async def test_a_ranker_is_asked_for_its_opinion_but_for_the_fast_profile(store: SqliteGraphStore) -> None:
+    asked: list[tuple[int, ...]] = []
+
+    def relevance(signals: NDArray[np.float64]) -> NDArray[np.float64]:
+        asked.append(signals.shape)
+        return np.array([0.0] * (len(signals) - 1) + [1.0])
+
+    text = SqliteTextIndex(store.connections)
+    ranked = RetrieverService(store, text, None, None, RetrieverSettings(), relevance=relevance)
+    fast, _ = await found(ranked, replace(ASKED, profile=Profile.FAST))
+    assert not asked
+    balanced, _ = await found(ranked, replace(ASKED, profile=Profile.BALANCED))
+    assert asked == [(len(fast), len(SIGNALS))]
+    before = dict(zip(documents(fast), [entry.score for entry in fast], strict=True))
+    after = dict(zip(documents(balanced), [entry.score for entry in balanced], strict=True))
+    last = documents(fast)[-1]
+    assert after == pytest.approx({**before, last: before[last] + 0.5})
+    assert [entry.score for entry in balanced] == sorted((entry.score for entry in balanced), reverse=True)
+
+
+async def put_with_vectors(store: SqliteGraphStore) -> None:
+    """The documents anew, encoded."""
+    await store.delete_collection("docs", deadline=soon())
+    encoded = [
+        replace(write, passages=tuple([replace(passage, vector=vector) for passage in write.passages]))
+        for write in writes(*DOCUMENTS)
+        for vector in await WordEmbedder().embed([write.document.sections[0].text], deadline=soon())
+    ]
+    await store.write("docs", encoded, embedding_model=WordEmbedder.model, deadline=soon())
+
+
+async def test_the_thorough_profile_asks_for_what_the_evidence_names(
+    store: SqliteGraphStore, vectors: FaissVectorIndex
+) -> None:
+    questions: list[str] = []
+
+    class Listening(WordEmbedder):
+        async def embed(self, texts: Sequence[str], *, deadline: Deadline) -> NDArray[np.float32]:
+            questions.extend(texts)
+            return await super().embed(texts, deadline=deadline)
+
+    await put_with_vectors(store)
+    retriever = service(store, vectors, Listening())
+    await found(retriever, replace(ASKED, profile=Profile.BALANCED))
+    assert questions == [ASKED.question]
+    _, completion = await found(retriever, replace(ASKED, profile=Profile.THOROUGH))
+    assert "Where does the head of Jane Doe come from?" in questions
+    assert {"encode", "substitute"} <= completion.timings.keys()
+    assert not completion.degradations
+
+
+async def test_a_substitution_for_which_the_encoder_fails_is_left_out_and_named(
+    store: SqliteGraphStore, vectors: FaissVectorIndex
+) -> None:
+    class OnceEmbedder(WordEmbedder):
+        async def embed(self, texts: Sequence[str], *, deadline: Deadline) -> NDArray[np.float32]:
+            if len(texts) > 1:
+                raise BackendUnavailable("words")
+            return await super().embed(texts, deadline=deadline)
+
+    await put_with_vectors(store)
+    request = replace(ASKED, profile=Profile.THOROUGH)
+    evidence, completion = await found(service(store, vectors, OnceEmbedder()), request)
+    assert evidence
+    assert reasons(completion) == [("substitution", DegradationReason.UNAVAILABLE)]
+
+
+async def test_a_document_without_a_title_is_found_by_what_it_defines_and_shown_under_its_id(
+    store: SqliteGraphStore,
+) -> None:
+    nameless = document("p7", "", "Ada Lovelace (1815-1852) was a mathematician. Her notes are famous.")
+    await store.write("docs", writes(nameless), embedding_model="", deadline=soon())
+    evidence, _ = await found(service(store), RetrievalRequest("Who was Ada Lovelace?", ("docs",)))
+    assert evidence[0].source.title == "p7"
+    assert [step.edge for step in evidence[0].why.path] == [EdgeKind.NAMED_IN_QUESTION, EdgeKind.TITLE]
+    found_by_id, _ = await found(service(store), RetrievalRequest("p7?", ("docs",)))
+    assert "p7" not in documents(found_by_id)

@@ -96,6 +96,8 @@ class MiniLmEmbedder:
         self._tokenizer.no_padding()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
+        # Threads that spin while they wait take the processor from the agents beside them.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
         self._session: Any = onnxruntime.InferenceSession(
             _graph(folder / _WEIGHTS, cache), options, providers=["CPUExecutionProvider"]

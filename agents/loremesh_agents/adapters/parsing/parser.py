@@ -116,8 +116,9 @@ def _document(upload: Upload, content: Content) -> Document | Unparsed:
     sections = tuple(section for section in content.sections if section.text.strip())
     if not sections:
         return Unparsed(upload.document_id, DocumentUnreadable(upload.document_id, "it holds no text"))
-    if not title:
-        title = unquote(basename(urlsplit(upload.uri).path.rstrip("/"))) or upload.document_id
+    uri = urlsplit(upload.uri)
+    if not title and not uri.fragment:
+        title = unquote(basename(uri.path.rstrip("/")))
     return Document(
         document_id=upload.document_id,
         title=title,

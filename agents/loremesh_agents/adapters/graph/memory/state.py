@@ -47,7 +47,7 @@ class StoredPassage:
             collection=self.collection,
             passage_id=self.passage_id,
             document_id=document.document_id,
-            title=document.title,
+            title=document.shown_title,
             headings=passage.headings,
             text=passage.text,
             uri=document.uri,
@@ -73,7 +73,7 @@ class StoredDocument:
         document = self.document
         return DocumentSummary(
             document_id=document.document_id,
-            title=document.title,
+            title=document.shown_title,
             uri=document.uri,
             source_version=document.source_version,
             metadata=document.metadata,

@@ -240,7 +240,7 @@ class Writer:
             row,
             self._collection.id,
             document.document_id,
-            document.title,
+            document.shown_title,
             document.uri,
             document.source_version,
             document.content_hash,
