@@ -14,6 +14,7 @@ BENCHMARKS = {
     "relay": "what the coordinator adds to a token stream between a client and a generator",
     "retrieval": "quality and time of the retriever on a data set in BEIR layout",
     "streams": "how many paced streams a coordinator holds, and one with several workers",
+    "title-sources": "what each source of names is worth",
     "train-ranker": "training of the retriever's ranker, and its worth on sets that it has not seen",
     "scale": "what grows with a collection: time, memory, ingestion, opening",
 }
