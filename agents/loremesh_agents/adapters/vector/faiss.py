@@ -18,7 +18,7 @@ from collections.abc import AsyncGenerator, Sequence
 from collections.abc import Collection as Group
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.errors import BudgetExhausted, CollectionNotFound
 from loremesh_agents.domain.retrieval import PassageRef
 from loremesh_agents.domain.revision import CollectionRevision
-from loremesh_agents.ports.graph import GraphStore
+from loremesh_agents.ports.graph import GraphStore, VectorChanges
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +40,9 @@ _PAGE = 20_000
 _MOST_OPEN = 16
 _PROBES = 32
 _POINTS_PER_LIST = 64
+_MOST_LISTS = 4096
+_MOST_SAMPLED = 40 * _MOST_LISTS
+"""Vectors that a base is trained with: the driver wants 39 a list."""
 _SPARE = 32
 
 
@@ -100,6 +103,41 @@ class _Collection:
             best = np.argpartition(-similarities, min(limit, len(similarities) - 1))[:limit]
             found += [(float(similarities[row]), int(self.tail_refs[row])) for row in best]
         return found
+
+
+@dataclass(slots=True)
+class _Sample:
+    """Vectors of a collection that stand for all of them: every so many, more seldom the more there are."""
+
+    count: int = 0
+    step: int = 1
+    vectors: list[NDArray[np.float32]] = field(default_factory=list[NDArray[np.float32]])
+
+    def take(self, changes: VectorChanges) -> None:
+        """Takes some of a page."""
+        if not changes.added:
+            return
+        self.vectors.append(changes.vectors[-self.count % self.step :: self.step].copy())
+        self.count += len(changes.added)
+        if sum(map(len, self.vectors)) > _MOST_SAMPLED:
+            self.vectors = [np.concatenate(self.vectors)[::2].copy()]
+            self.step *= 2
+
+
+def _trained(sample: _Sample) -> Any:
+    """An empty base that fits the vectors of a sample."""
+    vectors = np.concatenate(sample.vectors)
+    lists = max(1, min(_MOST_LISTS, sample.count // _POINTS_PER_LIST))
+    index = faiss.index_factory(vectors.shape[1], f"IVF{lists},SQ8", faiss.METRIC_INNER_PRODUCT)
+    index.train(vectors)
+    return index
+
+
+def _add(index: Any, changes: VectorChanges) -> None:
+    if changes.removed and index.ntotal:
+        index.remove_ids(np.fromiter(changes.removed, dtype=np.int64))
+    if changes.added:
+        index.add_with_ids(changes.vectors, np.fromiter(changes.added, dtype=np.int64))
 
 
 @asynccontextmanager
@@ -179,15 +217,44 @@ class FaissVectorIndex:
     async def rebuild(self, collection: str, *, deadline: Deadline) -> CollectionRevision:
         """See the port."""
         current = await self._graph.revision(collection, deadline=deadline)
-        fresh = _Collection(current.collection_uid, None, 0, 0)
-        await self._catch_up(fresh, current, deadline)
-        if len(fresh.tail_refs) > self._exact_limit:
-            await self._run(self._write, collection, fresh, deadline=deadline)
+        sample = await self._sample(current, deadline)
+        if sample.count > self._exact_limit:
+            index = await self._run(_trained, sample, deadline=deadline)
+            reached = 0
+            async for changes in self._changes(current, deadline):
+                await self._run(_add, index, changes, deadline=deadline)
+                reached = changes.revision
+            manifest = _Manifest(current.collection_uid, reached, index.ntotal, index.d)
+            await self._run(self._write, collection, index, manifest, deadline=deadline)
             fresh = await self._run(self._load, collection, current.collection_uid, deadline=deadline)
         else:
             await self._run(self._forget, collection, deadline=deadline)
+            fresh = _Collection(current.collection_uid, None, 0, 0)
+            await self._catch_up(fresh, current, deadline)
         self._open[collection] = fresh
         return CollectionRevision(collection, fresh.uid, fresh.revision)
+
+    async def _sample(self, revision: CollectionRevision, deadline: Deadline) -> _Sample:
+        """Vectors to train a base with, of bounded memory however many there are."""
+        sample = _Sample()
+        async for changes in self._changes(revision, deadline):
+            sample.take(changes)
+        return sample
+
+    async def _changes(self, revision: CollectionRevision, deadline: Deadline) -> AsyncGenerator[VectorChanges]:
+        """All vectors of a collection, page by page, up to a revision; none of one that was deleted meanwhile."""
+        reached = 0
+        while reached < revision.revision:
+            try:
+                changes = await self._graph.vector_changes(
+                    revision.collection, after_revision=reached, limit=_PAGE, deadline=deadline
+                )
+            except CollectionNotFound:
+                return
+            if changes.collection_uid != revision.collection_uid:
+                return
+            yield changes
+            reached = changes.revision
 
     async def drop(self, collection: str, *, deadline: Deadline) -> None:
         """See the port."""
@@ -263,22 +330,14 @@ class FaissVectorIndex:
             return _Collection(uid, None, 0, 0)
         return _Collection(uid, index, manifest.revision, manifest.dimension)
 
-    def _write(self, collection: str, held: _Collection) -> None:
-        """Writes a base of all that is held; readers see the old one or the new one."""
-        count, dimension = held.tail.shape
-        lists = max(1, min(4096, count // _POINTS_PER_LIST))
-        index = faiss.index_factory(dimension, f"IVF{lists},SQ8", faiss.METRIC_INNER_PRODUCT)
-        # Training order must not depend on the history of the collection.
-        order = np.argsort(held.tail_refs)
-        index.train(held.tail[order])
-        index.add_with_ids(held.tail[order], held.tail_refs[order])
+    def _write(self, collection: str, index: Any, manifest: _Manifest) -> None:
+        """Writes a base; readers see the old one or the new one."""
         self._folder.mkdir(parents=True, exist_ok=True)
         index_path, manifest_path = self._paths(collection)
         temporary = index_path.with_name(f"{index_path.name}.{os.getpid()}")
         faiss.write_index(index, str(temporary))
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        manifest = _Manifest(held.uid, held.revision, count, dimension)
         values = {"format": _FORMAT, **asdict(manifest), "sha256": _checksum(temporary, manifest)}
         # First the index: a reader that meets it under the old manifest sees a wrong checksum and goes to the graph.
         temporary.replace(index_path)
