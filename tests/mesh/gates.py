@@ -152,12 +152,19 @@ class Asking:
         reader: The task that reads.
     """
 
-    def __init__(self, target: str, rpc: str = "Ask", *, timeout: float | None = None, **fields: object) -> None:
+    def __init__(
+        self,
+        target: str,
+        rpc: str = "Ask",
+        *,
+        timeout: float | None = None,
+        wait_for_ready: bool = False,
+        **fields: object,
+    ) -> None:
         request = pb.AskRequest(question=QUESTION, **fields)  # type: ignore[arg-type]
         self.channel = grpc.aio.insecure_channel(target, options=[("grpc.use_local_subchannel_pool", 1)])
         stub = coordinator_service_pb2_grpc.CoordinatorServiceStub(self.channel)
-        # A connection that a process had not yet taken when it was killed is made anew, as clients of a shared port do.
-        options = {"timeout": timeout, "wait_for_ready": timeout is not None}
+        options = {"timeout": timeout, "wait_for_ready": wait_for_ready}
         self.call = stub.Ask(request, **options) if rpc == "Ask" else stub.Chat(**options)
         self.events: list[pb.AskResponse] = []
         self.reader = asyncio.create_task(self._read(None if rpc == "Ask" else request))

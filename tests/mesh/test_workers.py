@@ -41,7 +41,8 @@ class Workers:
 
     async def answer(self) -> str:
         """An answer over a connection of its own."""
-        asking = Asking(self.address, timeout=20)
+        # A connection that a process had not yet taken when it was killed is made anew, as clients of a shared port do.
+        asking = Asking(self.address, timeout=20, wait_for_ready=True)
         await asking.ended()
         return asking.text
 
