@@ -38,6 +38,13 @@ class Health:
             request = health_pb2.HealthCheckRequest(service=service)
             self._watches[agent] = aiter(health_pb2_grpc.HealthStub(channel).Watch(request))
 
+    async def serving(self) -> None:
+        """Returns when every agent is ready; some say first that they are not."""
+        async with asyncio.timeout(20):
+            for watch in self._watches.values():
+                while (await anext(watch)).status != SERVING:
+                    pass
+
     async def next(self) -> set[int]:
         """The next status of every agent."""
         async with asyncio.timeout(10):
@@ -192,8 +199,7 @@ async def all_served(folder: Path) -> AsyncIterator[tuple[Served, Client, Health
         client = Client(served)  # type: ignore[arg-type]  # it wants agents with targets
         stack.push_async_callback(client.close)
         health = Health(served.targets, stack)
-        while await health.next() != {SERVING}:
-            pass
+        await health.serving()
         yield served, client, health
 
 

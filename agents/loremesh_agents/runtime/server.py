@@ -47,6 +47,9 @@ __all__ = [
     "TransportOptions",
 ]
 
+_REFUSING = 0.1
+"""Seconds for which new calls are refused before the port closes: gRPC would cancel those that it has taken and not yet handed over."""
+
 _LAST_WORDS = 0.5
 """Seconds for final statuses to leave, and for streams that nobody waits for (health's Watch) to be cut off."""
 
@@ -293,6 +296,8 @@ class AgentServer:
         await self._health.drain()
         await self._health.stop()
         self._admission.drain()
+        if grace and self._stopping is None:
+            await asyncio.sleep(min(_REFUSING, grace))
         if self._stopping is None:
             # Closes the port and tells clients at once; when the calls in flight end is decided below.
             self._stopping = asyncio.create_task(self._server.stop(_FOR_EVER))
