@@ -83,7 +83,7 @@ async def process(folder: Path, options: DrainOptions) -> AsyncIterator[Process]
         stack.push_async_callback(client.close)
         await client.ingest(DOCUMENTS)
         health = Health({agent: mesh.targets[agent] for agent in ALL}, stack)
-        assert await health.next() == {SERVING}
+        await health.serving()
         yield Process(client, signals, running, health)
     await asyncio.wait_for(running, 20)
 
