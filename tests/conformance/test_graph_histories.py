@@ -1,15 +1,22 @@
-"""Any history of writes and deletes ends in the graph of a bulk load, and every store gives the same answers after it."""
+"""Any history of writes and deletes ends in the graph of a bulk load, and every store gives the same answers after it.
 
-from collections.abc import Sequence
+With statistics per set of readers these are the answers of a collection without what the caller may not read.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loremesh_agents.adapters.graph.sqlite import SqliteGraphStore
-from loremesh_agents.domain.document import Document, DocumentWrite, Link, Section
+from loremesh_agents.adapters.graph.memory import state
+from loremesh_agents.adapters.graph.sqlite import SqliteGraphStore, audiences
+from loremesh_agents.domain.answer import Completion
+from loremesh_agents.domain.document import ANY_OPTIONS, CollectionOptions, Document, DocumentWrite, Link, Section
 from loremesh_agents.domain.evidence import Evidence
 from loremesh_agents.domain.filter import EVERYTHING, Condition, MetadataFilter
 from loremesh_agents.domain.lexicon import entity_key
@@ -19,7 +26,7 @@ from loremesh_agents.domain.revision import LATEST
 from loremesh_agents.ports.graph import GraphSnapshot, GraphStore
 from loremesh_agents.retriever.service import RetrieverService
 from loremesh_agents.retriever.settings import RetrieverSettings
-from tests.conformance.conftest import Stores, opened
+from tests.conformance.conftest import GRAPHS, Stores, opened
 from tests.documents import document, soon, write, writes
 
 NAMES = ("Ada", "Analytical Engine", "quiet protocol", "London Bridge", "The", "object.__exit__", "Zürich (city)")
@@ -32,6 +39,9 @@ TEXTS = (
 )
 IDS = "abcd"
 STAFF = Principal("s", frozenset({"staff", "others"}))
+BOARD = Principal("b", frozenset({"board"}))
+DIVIDED = CollectionOptions(reader_statistics=True)
+READERS = (frozenset[str](), frozenset({"staff"}), frozenset({"board"}), frozenset({"board", "staff"}))
 GERMAN = MetadataFilter((Condition("lang", frozenset({"de"})),))
 VIEWS = ((ANONYMOUS, EVERYTHING), (STAFF, EVERYTHING), (ANONYMOUS, GERMAN), (STAFF, GERMAN))
 TERMS = ("ada", "london", "bridge", "the", "__exit__", "zurich", "nowhere")
@@ -60,7 +70,7 @@ def documents(draw: st.DrawFn) -> Document:
         name,
         draw(st.sampled_from(NAMES)),
         draw(st.sampled_from(TEXTS)),
-        readers=draw(st.sampled_from([frozenset[str](), frozenset({"staff"})])),
+        readers=draw(st.sampled_from(READERS)),
         metadata=draw(st.sampled_from([{}, {"lang": "de"}, {"lang": "en"}])),
         links=draw(links),
         uri=f"https://x.org/{name}",
@@ -92,8 +102,8 @@ def with_vectors(found: Document) -> DocumentWrite:
     return replace(made, passages=tuple(passages))
 
 
-async def put(store: GraphStore, *found: Document) -> None:
-    await store.write("c", writes(*found), embedding_model="", deadline=soon())
+async def put(store: GraphStore, *found: Document, options: CollectionOptions = ANY_OPTIONS) -> None:
+    await store.write("c", writes(*found), embedding_model="", options=options, deadline=soon())
 
 
 async def graph_of(store: SqliteGraphStore) -> dict[str, object]:
@@ -110,11 +120,29 @@ async def graph_of(store: SqliteGraphStore) -> dict[str, object]:
     terms = connection.execute(
         "SELECT t.term, s.passage_count FROM term_statistics s JOIN term t ON t.id = s.term"
     ).fetchall()
+    readers = dict(connection.execute("SELECT id, readers FROM audience"))
     return {
         "entities": {key: counts for _, key, *counts in entities},
         "mentions": {(keys[e], passages[p], k) for e, p, k in connection.execute("SELECT * FROM mention")},
         "titles": {(keys[e], passages[p], w) for e, p, w, _ in connection.execute("SELECT * FROM title")},
         "terms": dict(terms),
+        "audiences": connection.execute(
+            "SELECT readers, document_count, passage_count, term_total FROM audience ORDER BY readers"
+        ).fetchall(),
+        "terms of audiences": {
+            (term, readers[audience], count)
+            for term, audience, count in connection.execute(
+                "SELECT t.term, s.audience, s.passage_count FROM audience_term s JOIN term t ON t.id = s.term"
+            )
+        },
+        "entities of audiences": {
+            (keys[entity], readers[audience], *counts)
+            for entity, audience, *counts in connection.execute("SELECT * FROM audience_entity")
+        },
+        "links of audiences": {
+            (target, readers[audience], count)
+            for target, audience, count in connection.execute("SELECT target, audience, link_count FROM audience_link")
+        },
         "counts": connection.execute(
             "SELECT document_count, passage_count, entity_count, term_total FROM collection"
         ).fetchall(),
@@ -122,9 +150,9 @@ async def graph_of(store: SqliteGraphStore) -> dict[str, object]:
 
 
 @settings(max_examples=40)
-@given(steps=steps)
+@given(steps=steps, options=st.sampled_from([ANY_OPTIONS, DIVIDED]))
 async def test_any_history_ends_in_the_graph_of_a_bulk_load(
-    steps: list[Step], tmp_path_factory: pytest.TempPathFactory
+    steps: list[Step], options: CollectionOptions, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("graphs")
     stepwise = SqliteGraphStore(folder / "stepwise.db")
@@ -136,9 +164,9 @@ async def test_any_history_ends_in_the_graph_of_a_bulk_load(
             fresh = [replace(found, source_version=None) for found in step.written]
             final.update((found.document_id, found) for found in fresh)
             final.pop(step.deleted, None)
-            await put(stepwise, *fresh)
+            await put(stepwise, *fresh, options=options)
             await stepwise.delete_documents("c", [step.deleted], deadline=soon())
-        await put(bulk, *final.values())
+        await put(bulk, *final.values(), options=options)
         assert await graph_of(stepwise) == await graph_of(bulk)
     finally:
         await stepwise.close()
@@ -213,15 +241,19 @@ async def seen(snapshot: GraphSnapshot) -> dict[str, object]:
     return answers
 
 
-async def ranked(stores: Stores, question: str, principal: Principal) -> list[tuple[str, float]]:
-    """The passages that a retrieval by text and graph gives, with their scores."""
+async def ranked(
+    stores: Stores, question: str, principal: Principal, kept: MetadataFilter = EVERYTHING
+) -> list[tuple[object, ...]]:
+    """The evidence that a retrieval by text and graph gives with its scores, and how many candidates there were."""
     retriever = RetrieverService(stores.graph, stores.text, None, None, RetrieverSettings())
-    events = retriever.retrieve(RetrievalRequest(question, ("c",), k=5), principal=principal, deadline=soon())
-    return [
-        (event.source.passage_id, round(event.score, 4))  # type: ignore[union-attr]
-        async for event in events
-        if isinstance(event, Evidence)
-    ]
+    request = RetrievalRequest(question, ("c",), k=5, filter=kept)
+    found: list[tuple[object, ...]] = []
+    async for event in retriever.retrieve(request, principal=principal, deadline=soon()):
+        if isinstance(event, Evidence):
+            found.append((event.source.passage_id, round(event.score, 6), event.why.path))  # type: ignore[union-attr]
+        elif isinstance(event, Completion):
+            found.append((event.usage.candidate_count, event.usage.evidence_count))
+    return found
 
 
 async def listed(store: GraphStore) -> dict[str, object]:
@@ -242,17 +274,25 @@ async def listed(store: GraphStore) -> dict[str, object]:
     }
 
 
+@contextmanager
+def at_most_two_reader_sets() -> Iterator[None]:
+    """So that histories meet the limit."""
+    with patch.object(state, "MOST_READER_SETS", 2), patch.object(audiences, "MOST_READER_SETS", 2):
+        yield
+
+
 @settings(max_examples=60)
-@given(steps=steps)
+@given(steps=steps, options=st.sampled_from([ANY_OPTIONS, DIVIDED]))
 async def test_stores_that_have_the_same_history_give_the_same_answers(
-    steps: list[Step], tmp_path_factory: pytest.TempPathFactory
+    steps: list[Step], options: CollectionOptions, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("graphs")
     async with opened("memory", folder) as memory, opened("sqlite", folder) as sqlite:
         both = (memory, sqlite)
         for stores in both:
-            await put(stores.graph)
-        expected, given = [await replay(stores.graph, steps) for stores in both]
+            await put(stores.graph, options=options)
+        with at_most_two_reader_sets():
+            expected, given = [await replay(stores.graph, steps) for stores in both]
         assert given == expected
         expected, given = [await listed(stores.graph) for stores in both]
         assert given == expected
@@ -267,3 +307,36 @@ async def test_stores_that_have_the_same_history_give_the_same_answers(
         for question in QUESTIONS:
             expected, given = [await ranked(stores, question, STAFF) for stores in both]
             assert given == expected
+
+
+@pytest.mark.parametrize("kind", GRAPHS)
+@settings(max_examples=60)
+@given(steps=steps, principal=st.sampled_from([ANONYMOUS, STAFF, BOARD]))
+async def test_with_statistics_per_set_of_readers_hidden_documents_change_nothing(
+    kind: str, steps: list[Step], principal: Principal, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    async with (
+        opened(kind, tmp_path_factory.mktemp("graphs")) as mixed,
+        opened(kind, tmp_path_factory.mktemp("graphs")) as bare,
+    ):
+        final: dict[str, Document] = {}
+        await put(mixed.graph, options=DIVIDED)
+        await put(bare.graph)
+        for step in steps:
+            fresh = [replace(found, source_version=None) for found in step.written]
+            await replay(mixed.graph, [Step(tuple(fresh)), Step(deleted=step.deleted)] if fresh else [step])
+            final.update((found.document_id, found) for found in fresh)
+            final.pop(step.deleted, None)
+        readable = [found for found in final.values() if not found.readers or found.readers & principal.groups]
+        await replay(bare.graph, [Step((found,)) for found in readable])
+        for kept in (EVERYTHING, GERMAN):
+            answers: list[object] = []
+            for stores in (mixed, bare):
+                async with stores.graph.snapshot(
+                    ["c"], principal=principal, filter=kept, consistency=LATEST, deadline=soon()
+                ) as snapshot:
+                    answers.append(await seen(snapshot))
+            assert answers[0] == answers[1]
+            for question in QUESTIONS:
+                given, expected = [await ranked(stores, question, principal, kept) for stores in (mixed, bare)]
+                assert given == expected

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from loremesh_agents.domain.deadline import Deadline
-from loremesh_agents.domain.document import Link, Outcome
+from loremesh_agents.domain.document import MOST_READER_SETS, CollectionOptions, Link, Outcome
 from loremesh_agents.domain.errors import (
     BudgetExhausted,
     CollectionNotFound,
+    CollectionOptionsMismatch,
     CollectionRecreated,
     DocumentNotFound,
     EmbeddingMismatch,
@@ -200,6 +201,113 @@ async def test_statistics_and_features_are_exact(store: GraphStore) -> None:
     assert features.passage_ids == ("c/x#0",)
     assert features.term_frequencies.tolist() == [[2, 1, 0]]
     assert features.lengths.tolist() == [4]
+
+
+DIVIDED = CollectionOptions(reader_statistics=True)
+STAFF = Principal("s", frozenset({"staff"}))
+
+
+async def test_statistics_are_of_all_documents_or_of_the_readable_ones(store: GraphStore) -> None:
+    documents = writes(
+        LONDON,
+        document("plan", "Plan", "London Bridge will fall, and London with it.", readers=frozenset({"staff"})),
+        document("list", "List", "London, Paris, Rome.", readers=frozenset({"board"})),
+    )
+    await store.write("open", documents, embedding_model="", deadline=soon())
+    await store.write("divided", documents, embedding_model="", options=DIVIDED, deadline=soon())
+
+    async def known(collections: list[str], principal: Principal) -> tuple[int, int, object]:
+        async with store.snapshot(
+            collections, principal=principal, filter=EVERYTHING, consistency=LATEST, deadline=soon()
+        ) as snapshot:
+            entry = await snapshot.enter(terms=["london"], entities=["london"], deadline=soon())
+        entity = entry.entities["london"]
+        counts = (entity.mention_count, entity.title_count)
+        return entry.statistics.passage_count, entry.statistics.document_frequencies["london"], counts
+
+    assert await known(["open"], ANONYMOUS) == (3, 3, (3, 1))
+    assert await known(["divided"], ANONYMOUS) == (1, 1, (1, 1))
+    assert await known(["divided"], STAFF) == (2, 2, (2, 1))
+    assert await known(["divided"], Principal("a", frozenset({"staff", "board"}))) == (3, 3, (3, 1))
+    assert await known(["open", "divided"], STAFF) == (5, 5, (5, 2))
+
+
+async def test_a_filter_changes_no_statistics(store: GraphStore) -> None:
+    await store.write("c", (), embedding_model="", options=DIVIDED, deadline=soon())
+    secret = document("s", "Secret", "London too.", readers=frozenset({"staff"}))
+    await put(store, LONDON, secret, document("b", "B", "London again.", metadata={"lang": "de"}))
+    german = MetadataFilter((Condition("lang", frozenset({"de"})),))
+    async with view(store, kept=german) as snapshot:
+        statistics = (await snapshot.enter(terms=["london"], deadline=soon())).statistics
+    assert (statistics.passage_count, statistics.document_frequencies["london"]) == (2, 2)
+
+
+async def test_an_entity_that_only_hidden_documents_know_is_not_known(store: GraphStore) -> None:
+    await store.write("c", (), embedding_model="", options=DIVIDED, deadline=soon())
+    secret = document("secret", "Quiet protocol", "Xanadu uses it.", readers=frozenset({"staff"}))
+    await put(store, document("one", "One", "they used the quiet protocol here."), secret)
+    async with view(store) as snapshot:
+        entry = await snapshot.enter(entities=["xanadu", "quiet protocol"], deadline=soon())
+    assert entry.entities == {}
+    async with view(store, principal=STAFF) as snapshot:
+        entry = await snapshot.enter(entities=["xanadu", "quiet protocol"], deadline=soon())
+    assert {key: entity.mention_count for key, entity in entry.entities.items()} == {"quiet protocol": 1, "xanadu": 1}
+
+
+async def test_links_from_hidden_passages_count_for_nobody_else(store: GraphStore) -> None:
+    await store.write("c", (), embedding_model="", options=DIVIDED, deadline=soon())
+    hidden = [
+        document(f"h{number}", f"H{number}", "See.", links=(Link("london"),), readers=frozenset({"staff"}))
+        for number in range(3)
+    ]
+    await put(store, LONDON, document("s", "S", "See London.", links=(Link("london"),)), *hidden)
+    degrees = []
+    for principal in (ANONYMOUS, STAFF):
+        async with view(store, principal=principal) as snapshot:
+            seeds = list((await snapshot.enter(passages=[("c", "s#0")], deadline=soon())).passages.values())
+            found = await snapshot.expand(
+                seeds, [], entities=(), known=(), mention_limit=60, title_limit=5, deadline=soon()
+            )
+        degrees += [edge.in_degree for edge in found.references]
+    assert degrees == [1, 4]
+
+
+async def test_a_collection_s_options_are_those_of_its_first_write(store: GraphStore) -> None:
+    await store.write("c", writes(LONDON), embedding_model="", options=DIVIDED, deadline=soon())
+    assert (await store.collection("c", deadline=soon())).options == DIVIDED
+    await put(store, ADA)
+    with pytest.raises(CollectionOptionsMismatch):
+        await store.write("c", (), embedding_model="", options=CollectionOptions(False), deadline=soon())
+    await put(store, ADA, collection="d")
+    assert (await store.collection("d", deadline=soon())).options == CollectionOptions(reader_statistics=False)
+    with pytest.raises(CollectionOptionsMismatch):
+        await store.write("d", writes(LONDON), embedding_model="", options=DIVIDED, deadline=soon())
+    assert (await store.collection("d", deadline=soon())).document_count == 1
+    await store.delete_collection("d", deadline=soon())
+    await store.write("d", writes(LONDON), embedding_model="", options=DIVIDED, deadline=soon())
+    assert (await store.collection("d", deadline=soon())).options == DIVIDED
+
+
+async def test_sets_of_readers_are_bounded_where_statistics_are_kept_of_them(store: GraphStore) -> None:
+    def of(number: int, text: str = "A text."):
+        return document(f"d{number}", f"D{number}", text, readers=frozenset({f"group-{number}"}))
+
+    full = [of(number) for number in range(MOST_READER_SETS)]
+    await store.write("c", writes(*full), embedding_model="", options=DIVIDED, deadline=soon())
+
+    async def outcomes(*documents: object) -> list[Outcome]:
+        _, results = await store.write("c", writes(*documents), embedding_model="", deadline=soon())  # type: ignore[arg-type]
+        return [result.outcome for result in results]
+
+    more = of(MOST_READER_SETS)
+    assert await outcomes(more, LONDON) == [Outcome.REFUSED, Outcome.CREATED]
+    assert (await store.collection("c", deadline=soon())).document_count == MOST_READER_SETS + 1
+    assert await outcomes(replace(of(0, "Another text."), readers=frozenset({"group-1"})), more) == [
+        Outcome.UPDATED,
+        Outcome.CREATED,
+    ]
+    await store.delete_documents("c", ["d5"], deadline=soon())
+    assert await outcomes(of(0, "A third text."), of(5)) == [Outcome.UPDATED, Outcome.REFUSED]
 
 
 async def test_vectors_come_back_exactly_and_changes_replay_to_the_final_set(store: GraphStore) -> None:

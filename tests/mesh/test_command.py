@@ -71,6 +71,18 @@ def test_files_are_read_asked_and_synchronised(notes: Path, tmp_path: Path) -> N
     assert json.loads(listed.stdout)["documentCount"] == "1"
 
 
+def test_a_collection_can_be_made_with_statistics_per_set_of_readers(notes: Path, tmp_path: Path) -> None:
+    data = ("--data", str(tmp_path / "data"))
+    assert loremesh("ingest", str(notes), "-c", "closed", "--reader-statistics", *data).returncode == 0
+    listed = loremesh("collections", "closed", "--json", *data)
+    assert json.loads(listed.stdout)["options"] == {"readerStatistics": True}
+    assert loremesh("ingest", str(notes), "-c", "closed", *data).returncode == 0
+    assert loremesh("ingest", str(notes), "-c", "open", *data).returncode == 0
+    other = loremesh("ingest", str(notes), "-c", "open", "--reader-statistics", *data)
+    assert other.returncode not in (0, 5)
+    assert "'open' was created with reader_statistics false" in other.stderr
+
+
 def test_errors_are_sentences_with_exit_codes(tmp_path: Path) -> None:
     data = ("--data", str(tmp_path / "data"))
     missing = loremesh("ask", "Who?", "-c", "nowhere", *data)

@@ -25,6 +25,7 @@ from loremesh_agents.adapters.model.extractive import ExtractiveModel
 from loremesh_agents.bootstrap import backends
 from loremesh_agents.bootstrap.serve import running
 from loremesh_agents.bootstrap.settings import AddressSettings, ServerSettings
+from loremesh_agents.domain.document import MOST_READER_SETS
 from loremesh_agents.domain.errors import ERRORS_BY_REASON, InternalError, InvalidRequest, LoremeshError
 from loremesh_agents.knowledge.settings import KnowledgeSettings
 from loremesh_agents.retriever.settings import RetrieverSettings
@@ -152,6 +153,28 @@ async def another_encoder_was_configured_before(scene: Scene) -> Refusal:
         return await refused(answers(client.knowledge.Ingest, start(), blob("b", b"B text.")))
 
 
+async def there_are_as_many_sets_of_readers_as_there_may_be(scene: Scene) -> Refusal:
+    groups = [f"group-{number}" for number in range(MOST_READER_SETS + 1)]
+    events = await ingest(
+        scene.client,
+        start("groups", reader_statistics=True),
+        *(blob(name, b"A text.", readers=[name]) for name in groups),
+        blob("everybody", b"A text."),
+        blob("one more of a known set", b"A text.", readers=[groups[0]]),
+    )
+    *stored, refused_one, everybody, known = results_of(events)
+    assert {result.outcome for result in (*stored, everybody, known)} == {knowledge_pb.DOCUMENT_OUTCOME_CREATED}
+    return Refusal(refused_one.error, from_status(refused_one.error, "knowledge"))
+
+
+async def a_collection_was_created_with_other_options(scene: Scene) -> Refusal:
+    ingested = answers(scene.client.knowledge.Ingest, start("docs", reader_statistics=True), blob("b", b"B text."))
+    refusal = await refused(ingested)
+    with pytest.raises(LoremeshError, match="There is no document"):
+        await anext(answers(scene.client.knowledge.GetDocument, GET_B))
+    return refusal
+
+
 async def a_document_is_too_large(scene: Scene) -> Refusal:
     async with served(scene.folder, knowledge=KnowledgeSettings(largest_document=10)) as client:
         return await failed(client, blob("long", b"Eleven text"))
@@ -248,6 +271,7 @@ async def an_engine_has_a_defect(scene: Scene) -> Refusal:
         return await refused(answers(client.generator.ListModels, generator_pb.ListModelsRequest()))
 
 
+GET_B = knowledge_pb.GetDocumentRequest(collection="docs", document_id="b")
 GET_NEVER = knowledge_pb.GetDocumentRequest(collection="docs", document_id="never")
 FROM_NEVER = retriever_pb.ExpandRequest(passages=[{"collection": "docs", "passage_id": "acme#99"}])
 SITUATIONS = {
@@ -274,6 +298,15 @@ SITUATIONS = {
         a_revision_does_not_come, {"collection": "docs", "requestedRevision": "99", "currentRevision": "1"}
     ),
     "COLLECTION_RECREATED": Situation(a_collection_is_deleted_and_made_again, {"collection": "again"}),
+    "COLLECTION_OPTIONS_MISMATCH": Situation(
+        a_collection_was_created_with_other_options,
+        {
+            "collection": "docs",
+            "option": "reader_statistics",
+            "collectionValue": "false",
+            "requestedValue": "true",
+        },
+    ),
     "EMBEDDING_MISMATCH": Situation(
         another_encoder_was_configured_before,
         {"collection": "docs", "collectionModel": "older", "configuredModel": "none"},
@@ -299,6 +332,10 @@ SITUATIONS = {
     ),
     "WRITE_CONFLICT": Situation(another_process_writes, {"backend": "sqlite"}),
     "OVERLOADED": Situation(as_many_calls_as_allowed_are_in_flight, {"agent": "knowledge", "limit": "1"}),
+    "READER_SETS_EXHAUSTED": Situation(
+        there_are_as_many_sets_of_readers_as_there_may_be,
+        {"collection": "groups", "documentId": f"group-{MOST_READER_SETS}", "limit": str(MOST_READER_SETS)},
+    ),
     "STORAGE_FULL": Situation(the_store_is_full, {"backend": "sqlite"}),
     "BACKEND_UNAVAILABLE": Situation(the_store_is_damaged, {"backend": "sqlite"}),
     "PEER_UNAVAILABLE": Situation(a_peer_has_stopped, {"peer": "generator"}),

@@ -4,15 +4,16 @@ import json
 
 import grpc
 import pytest
-from loremesh.v1 import document_pb2
+from loremesh.v1 import collection_pb2, document_pb2
 from loremesh.v1 import knowledge_service_pb2 as pb
 
 from tests.mesh.conftest import DOCUMENTS, Client
 from tests.mesh.test_ask import reason_of
 
 
-def start(collection: str = "docs") -> pb.IngestRequest:
-    return pb.IngestRequest(start=pb.IngestStart(collection=collection))
+def start(collection: str = "docs", **options: bool) -> pb.IngestRequest:
+    chosen = collection_pb2.CollectionOptions(**options) if options else None
+    return pb.IngestRequest(start=pb.IngestStart(collection=collection, options=chosen))
 
 
 def blob(
@@ -146,3 +147,23 @@ async def test_a_stream_that_breaks_the_rules_is_refused(
     code, info, status = await reason_of(client.knowledge.Ingest(iter(requests)))
     assert (code, info.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
     assert field in str(status)
+
+
+async def test_options_are_set_when_a_collection_is_made_and_stay(client: Client) -> None:
+    async def reader_statistics(name: str) -> bool:
+        got = await client.knowledge.GetCollection(pb.GetCollectionRequest(collection=name))
+        return got.collection.options.reader_statistics
+
+    assert not await reader_statistics("docs")
+    await ingest(client, start("divided", reader_statistics=True))
+    assert await reader_statistics("divided")
+    # Whoever says nothing of them leaves them as they are.
+    for first in (start("divided"), start("divided", reader_statistics=True)):
+        (result,) = results_of(await ingest(client, first, blob("a", b"A text.")))
+        assert result.outcome in (pb.DOCUMENT_OUTCOME_CREATED, pb.DOCUMENT_OUTCOME_UNCHANGED)
+    assert await reader_statistics("divided")
+    call = client.knowledge.Ingest(iter([start("divided", reader_statistics=False), blob("b", b"B text.")]))
+    code, info, _ = await reason_of(call)
+    assert (code, info.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "COLLECTION_OPTIONS_MISMATCH")
+    got = await client.knowledge.GetCollection(pb.GetCollectionRequest(collection="divided"))
+    assert got.collection.document_count == 1

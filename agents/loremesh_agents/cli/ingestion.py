@@ -42,7 +42,7 @@ class Report:
 
 
 async def ingest(
-    channel: grpc.aio.Channel, peer: Peer, collection: str, files: Sequence[Upload], *, as_json: bool
+    channel: grpc.aio.Channel, peer: Peer, start: pb.IngestStart, files: Sequence[Upload], *, as_json: bool
 ) -> Report:
     """Sends files; prints a progress bar on a terminal, failures, and with `as_json` every result."""
     from rich.console import Console
@@ -52,7 +52,7 @@ async def ingest(
     sent: dict[int, Upload] = {}
 
     async def requests() -> AsyncGenerator[pb.IngestRequest]:
-        yield pb.IngestRequest(start=pb.IngestStart(collection=collection))
+        yield pb.IngestRequest(start=start)
         position = 0
         for upload in files:
             try:

@@ -8,6 +8,8 @@ from enum import Enum
 import numpy as np
 from numpy.typing import NDArray
 
+from loremesh_agents.domain.errors import CollectionOptionsMismatch
+
 
 @dataclass(frozen=True, slots=True)
 class Link:
@@ -214,6 +216,36 @@ class Passage:
     metadata: Mapping[str, str]
 
 
+MOST_READER_SETS = 256
+"""Different sets of readers, that of everybody not counted, in a collection that keeps statistics for each: a query sums over them."""
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionOptions:
+    """What is decided when a collection is created.
+
+    Attributes:
+        reader_statistics: Whether document frequencies are kept per set of readers, so that they tell nothing of hidden documents. None for
+            whatever the collection has, and false in a new one.
+    """
+
+    reader_statistics: bool | None = None
+
+    def require(self, collection: str, other: "CollectionOptions") -> None:
+        """Checks options that are asked of a collection which has these.
+
+        Raises:
+            CollectionOptionsMismatch: One that is given differs.
+        """
+        if other.reader_statistics not in (None, bool(self.reader_statistics)):
+            has, asked = (str(bool(options.reader_statistics)).lower() for options in (self, other))
+            raise CollectionOptionsMismatch(collection, "reader_statistics", has, asked)
+
+
+ANY_OPTIONS = CollectionOptions()
+"""Whatever the collection has."""
+
+
 @dataclass(frozen=True, slots=True)
 class Collection:
     """A collection's state and counts.
@@ -228,6 +260,7 @@ class Collection:
         embedding_model: Name and version of the model of its vectors; empty where there are none.
         create_time: When it was created.
         update_time: When its newest revision was written.
+        options: With which it was created, each of them given.
     """
 
     name: str
@@ -239,15 +272,20 @@ class Collection:
     embedding_model: str
     create_time: datetime
     update_time: datetime
+    options: CollectionOptions
 
 
 class Outcome(Enum):
-    """What became of a document that was written."""
+    """What became of a document that was written; STALE and REFUSED ones are not stored.
+
+    REFUSED: its set of readers is one more than `MOST_READER_SETS`.
+    """
 
     CREATED = "created"
     UPDATED = "updated"
     UNCHANGED = "unchanged"
     STALE = "stale"
+    REFUSED = "refused"
 
 
 @dataclass(frozen=True, slots=True)

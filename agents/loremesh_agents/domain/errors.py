@@ -11,6 +11,7 @@
     ├── PreconditionFailed
     │   ├── RevisionNotReached               REVISION_NOT_REACHED
     │   ├── CollectionRecreated              COLLECTION_RECREATED
+    │   ├── CollectionOptionsMismatch        COLLECTION_OPTIONS_MISMATCH
     │   ├── EmbeddingMismatch                EMBEDDING_MISMATCH
     │   ├── UnsupportedByModel               UNSUPPORTED_BY_MODEL
     │   ├── ModelChanged                     MODEL_CHANGED
@@ -22,6 +23,7 @@
     │   └── WriteConflict                    WRITE_CONFLICT
     ├── Exhausted
     │   ├── Overloaded                       OVERLOADED
+    │   ├── ReaderSetsExhausted              READER_SETS_EXHAUSTED
     │   └── StorageFull                      STORAGE_FULL
     ├── Unavailable
     │   ├── BackendUnavailable               BACKEND_UNAVAILABLE
@@ -245,6 +247,24 @@ class CollectionRecreated(PreconditionFailed):
         )
 
 
+class CollectionOptionsMismatch(PreconditionFailed):
+    """The collection was created with another option than the one asked for."""
+
+    reason = "COLLECTION_OPTIONS_MISMATCH"
+
+    def __init__(self, collection: str, option: str, collection_value: str, requested_value: str) -> None:
+        super().__init__(
+            f"Collection {collection!r} was created with {option} {collection_value}, and {requested_value} is asked for;"
+            " leave the option out, or ingest into another collection.",
+            metadata={
+                "collection": collection,
+                "option": option,
+                "collectionValue": collection_value,
+                "requestedValue": requested_value,
+            },
+        )
+
+
 class EmbeddingMismatch(PreconditionFailed):
     """The collection's vectors come from another embedding model than the configured one."""
 
@@ -377,6 +397,19 @@ class Overloaded(Exhausted):
             f"The {agent} agent has {limit} calls in flight, its limit.",
             metadata={"agent": agent, "limit": str(limit)},
             retry_after=retry_after,
+        )
+
+
+class ReaderSetsExhausted(Exhausted):
+    """A collection with statistics per set of readers has as many such sets as it may have."""
+
+    reason = "READER_SETS_EXHAUSTED"
+
+    def __init__(self, collection: str, document_id: str, limit: int) -> None:
+        super().__init__(
+            f"Document {document_id!r} would bring another set of readers into collection {collection!r}, which keeps"
+            f" statistics per set of readers and has {limit} such sets, its limit.",
+            metadata={"collection": collection, "documentId": document_id, "limit": str(limit)},
         )
 
 

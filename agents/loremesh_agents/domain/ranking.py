@@ -107,9 +107,10 @@ class _Neighbourhood:
 
     def take(self, expansion: Expansion) -> None:
         self.entities.update(expansion.entities)
-        for mention in expansion.seed_mentions:
+        # By their keys: which of two equal gains explains a passage must not depend on the store's order.
+        for mention in sorted(expansion.seed_mentions, key=lambda edge: edge.entity):
             self.mentioned[mention.passage].append(mention.entity)
-        for title in expansion.seed_titles:
+        for title in sorted(expansion.seed_titles, key=lambda edge: edge.entity):
             self.borne[title.passage].append(title.entity)
         for title in expansion.titles:
             self.bearers[title.entity][title.passage] = title.weight

@@ -4,7 +4,16 @@ from loremesh.v1 import collection_pb2, document_pb2
 from loremesh.v1 import knowledge_service_pb2 as pb
 
 from loremesh_agents.domain.answer import Completion
-from loremesh_agents.domain.document import Change, Collection, Document, DocumentSummary, Link, Outcome, Section
+from loremesh_agents.domain.document import (
+    Change,
+    Collection,
+    CollectionOptions,
+    Document,
+    DocumentSummary,
+    Link,
+    Outcome,
+    Section,
+)
 from loremesh_agents.domain.errors import FieldViolation, InvalidRequest
 from loremesh_agents.domain.revision import CollectionRevision
 from loremesh_agents.knowledge.ingestion import File, FilePart, Progress, Result, Submission
@@ -18,6 +27,11 @@ _OUTCOMES = {
     Outcome.UNCHANGED: pb.DOCUMENT_OUTCOME_UNCHANGED,
 }
 _JSON_LINES = ("application/x-ndjson", "application/jsonl")
+
+
+def options_from_proto(message: collection_pb2.CollectionOptions) -> CollectionOptions:
+    """Options of a collection."""
+    return CollectionOptions(message.reader_statistics if message.HasField("reader_statistics") else None)
 
 
 def submission_from_proto(message: pb.IngestRequest) -> Submission:
@@ -128,6 +142,7 @@ def collection_to_proto(collection: Collection) -> collection_pb2.Collection:
         embedding_model=collection.embedding_model,
         create_time=wire.timestamp_to_proto(collection.create_time),
         update_time=wire.timestamp_to_proto(collection.update_time),
+        options=collection_pb2.CollectionOptions(reader_statistics=collection.options.reader_statistics),
     )
 
 

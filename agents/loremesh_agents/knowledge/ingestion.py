@@ -10,12 +10,22 @@ from typing import TypeAlias
 
 from loremesh_agents.domain.answer import Completion, FinishReason
 from loremesh_agents.domain.deadline import Deadline
-from loremesh_agents.domain.document import Document, DocumentWrite, Outcome, PassageWrite, WriteResult
+from loremesh_agents.domain.document import (
+    ANY_OPTIONS,
+    MOST_READER_SETS,
+    CollectionOptions,
+    Document,
+    DocumentWrite,
+    Outcome,
+    PassageWrite,
+    WriteResult,
+)
 from loremesh_agents.domain.errors import (
     DocumentTooLarge,
     DocumentUnreadable,
     InvalidRequest,
     LoremeshError,
+    ReaderSetsExhausted,
     StaleSourceVersion,
 )
 from loremesh_agents.domain.passages import analyse, cut, full_text
@@ -89,6 +99,7 @@ class Ingestion:
         parser: Parses files.
         embedder: Encodes passages; None for none.
         settings: Limits.
+        options: With which the collection is created, or must have been.
     """
 
     def __init__(
@@ -98,8 +109,11 @@ class Ingestion:
         parser: DocumentParser,
         embedder: Embedder | None,
         settings: KnowledgeSettings,
+        *,
+        options: CollectionOptions,
     ) -> None:
         self._collection = collection
+        self._options = options
         self._graph = graph
         self._parser = parser
         self._embedder = embedder
@@ -115,8 +129,12 @@ class Ingestion:
         """Gives a result for each document in the order sent, progress after each batch, and a completion.
 
         Raises:
+            CollectionOptionsMismatch: The collection was created with other options; nothing is stored.
             LoremeshError: What the store or the encoder raised; whatever has a result is stored all the same.
         """
+        if self._options != ANY_OPTIONS:
+            # Without documents, so that a caller hears of a mistake before it has sent and the encoder has worked.
+            await self._write([])
         stages = [asyncio.create_task(stage) for stage in (self._parse(submissions), self._prepare(), self._commit())]
         finished = failed = passages = 0
         try:
@@ -257,19 +275,44 @@ class Ingestion:
         stored: dict[int, WriteResult] = {}
         revision = None
         if batch.writes:
-            revision, results = await self._graph.write(
-                self._collection,
-                list(batch.writes.values()),
-                embedding_model=self._embedder.model if self._embedder is not None else "",
-                deadline=Deadline.after(self._settings.write_budget),
-            )
+            revision, results = await self._write(list(batch.writes.values()))
             self._revision = revision
             stored = dict(zip(batch.writes, results, strict=True))
         self._uncommitted -= batch.document_ids
         return [
-            _result(position, document, stored.get(place), revision)
+            self._result(position, document, stored.get(place), revision)
             for place, (position, document) in enumerate(batch.parsed)
         ]
+
+    async def _write(self, documents: Sequence[DocumentWrite]) -> tuple[CollectionRevision, tuple[WriteResult, ...]]:
+        return await self._graph.write(
+            self._collection,
+            documents,
+            embedding_model=self._embedder.model if self._embedder is not None else "",
+            options=self._options,
+            deadline=Deadline.after(self._settings.write_budget),
+        )
+
+    def _result(
+        self,
+        position: int,
+        document: Document | Unparsed,
+        stored: WriteResult | None,
+        revision: CollectionRevision | None,
+    ) -> Result:
+        document_id = document.document_id
+        if isinstance(document, Unparsed):
+            return Result(position, document_id, None, None, error=document.error)
+        if stored is None or revision is None:
+            empty = DocumentUnreadable(document_id, "it holds no text")
+            return Result(position, document_id, None, None, error=empty)
+        if stored.outcome is Outcome.STALE:
+            stale = StaleSourceVersion(document_id, document.source_version or 0, stored.source_version or 0)
+            return Result(position, document_id, None, None, error=stale)
+        if stored.outcome is Outcome.REFUSED:
+            refused = ReaderSetsExhausted(self._collection, document_id, MOST_READER_SETS)
+            return Result(position, document_id, None, None, error=refused)
+        return Result(position, document_id, stored.outcome, revision, stored.passage_count)
 
     async def _encode(
         self, analysed: dict[int, tuple[PassageWrite, ...]], texts: Sequence[str]
@@ -354,17 +397,3 @@ def _analyse(documents: dict[int, Document]) -> tuple[dict[int, tuple[PassageWri
         analysed[place] = tuple(analyse(document, passage) for passage in passages)
         texts += [full_text(document, passage) for passage in passages]
     return analysed, texts
-
-
-def _result(
-    position: int, document: Document | Unparsed, stored: WriteResult | None, revision: CollectionRevision | None
-) -> Result:
-    if isinstance(document, Unparsed):
-        return Result(position, document.document_id, None, None, error=document.error)
-    if stored is None or revision is None:
-        empty = DocumentUnreadable(document.document_id, "it holds no text")
-        return Result(position, document.document_id, None, None, error=empty)
-    if stored.outcome is Outcome.STALE:
-        stale = StaleSourceVersion(document.document_id, document.source_version or 0, stored.source_version or 0)
-        return Result(position, document.document_id, None, None, error=stale)
-    return Result(position, document.document_id, stored.outcome, revision, stored.passage_count)

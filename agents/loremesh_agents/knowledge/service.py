@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
 from loremesh_agents.domain.answer import Completion
 from loremesh_agents.domain.deadline import Deadline
-from loremesh_agents.domain.document import Change, Collection, DocumentSummary, Passage
+from loremesh_agents.domain.document import ANY_OPTIONS, Change, Collection, CollectionOptions, DocumentSummary, Passage
 from loremesh_agents.domain.errors import CollectionNotFound, CollectionRecreated, LoremeshError
 from loremesh_agents.domain.principal import Principal
 from loremesh_agents.domain.revision import CollectionRevision
@@ -55,10 +55,10 @@ class KnowledgeService:
         return self._settings
 
     async def ingest(
-        self, collection: str, submissions: AsyncIterator[Submission]
+        self, collection: str, submissions: AsyncIterator[Submission], *, options: CollectionOptions = ANY_OPTIONS
     ) -> AsyncGenerator[Result | Progress | Completion]:
         """Stores documents; see `Ingestion.run`."""
-        ingestion = Ingestion(collection, self._graph, self._parser, self._embedder, self._settings)
+        ingestion = Ingestion(collection, self._graph, self._parser, self._embedder, self._settings, options=options)
         try:
             async for event in ingestion.run(submissions):
                 yield event

@@ -34,7 +34,12 @@ class KnowledgeServicer(pb_grpc.KnowledgeServiceServicer):
         first = await anext(aiter(request_iterator), None)
         if first is None or not first.HasField("start"):
             raise InvalidRequest.of("start", "the first message must be a start")
-        async with aclosing(self._service.ingest(first.start.collection, _submissions(request_iterator))) as events:
+        ingested = self._service.ingest(
+            first.start.collection,
+            _submissions(request_iterator),
+            options=convert.options_from_proto(first.start.options),
+        )
+        async with aclosing(ingested) as events:
             async for event in events:
                 yield convert.ingest_event_to_proto(event)
 

@@ -10,7 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loremesh_agents.domain.deadline import Deadline
-from loremesh_agents.domain.document import Change, Collection, DocumentSummary, DocumentWrite, Passage, WriteResult
+from loremesh_agents.domain.document import (
+    ANY_OPTIONS,
+    Change,
+    Collection,
+    CollectionOptions,
+    DocumentSummary,
+    DocumentWrite,
+    Passage,
+    WriteResult,
+)
 from loremesh_agents.domain.filter import MetadataFilter
 from loremesh_agents.domain.principal import Principal
 from loremesh_agents.domain.retrieval import EntryPoints, Expansion, PassageFeatures, PassageRef
@@ -42,7 +51,10 @@ class GraphSnapshot(Protocol):
     """One state of some collections, as one principal may see it through one filter.
 
     Every method is one round trip to the engine. Passages that the principal may not read, or that the filter leaves out, appear
-    nowhere: not as a result, not as a seed, not as a bridge. Entity counts are those of the whole collections.
+    nowhere: not as a result, not as a seed, not as a bridge.
+
+    Statistics (of terms and entities, and how many passages link to a target) are those of a whole collection; where it has the option
+    `reader_statistics`, those of the documents that the principal may read, so that the others change nothing at all. A filter changes no statistics.
     """
 
     @property
@@ -127,23 +139,32 @@ class GraphStore(Protocol):
     """
 
     async def write(
-        self, collection: str, documents: Sequence[DocumentWrite], *, embedding_model: str, deadline: Deadline
+        self,
+        collection: str,
+        documents: Sequence[DocumentWrite],
+        *,
+        embedding_model: str,
+        options: CollectionOptions = ANY_OPTIONS,
+        deadline: Deadline,
     ) -> tuple[CollectionRevision, tuple[WriteResult, ...]]:
         """Writes documents in one transaction; creates the collection where it does not exist.
 
         A document whose content hash is stored already (with the same or a newer source version stored) is UNCHANGED; one whose source version is below the stored or deleted one is STALE and not written.
+        One that would bring a set of readers too many into a collection with `reader_statistics` is REFUSED and not written.
         All that are written share one new revision; where none is, the revision stays.
 
         Args:
             collection: Name of the collection.
             documents: Documents; an id that comes twice counts as two writes in order.
             embedding_model: Model of the vectors; empty where passages have none.
+            options: What a new collection gets, and one that is there must have.
             deadline: When to give up; nothing is written then.
 
         Returns:
             The state of the collection, and a result for each document.
 
         Raises:
+            CollectionOptionsMismatch: The collection was created with other options.
             EmbeddingMismatch: The collection has vectors of another model, or none while these have some.
         """
         ...

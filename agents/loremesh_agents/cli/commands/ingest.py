@@ -4,6 +4,8 @@ import asyncio
 from pathlib import Path
 
 import click
+from loremesh.v1 import collection_pb2
+from loremesh.v1 import knowledge_service_pb2 as pb
 
 from loremesh_agents.bootstrap.settings import Settings
 from loremesh_agents.cli.exits import OK, PARTLY
@@ -15,6 +17,12 @@ from loremesh_agents.cli.uploads import Upload, find_files, uploads
 @click.command("ingest")
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATH...")
 @click.option("-c", "--collection", required=True, help="Collection to read into; made where it does not exist.")
+@click.option(
+    "--reader-statistics",
+    is_flag=True,
+    help="Make the collection so that documents change nothing for those who may not read them, scores included; one that is there"
+    " must have been made so.",
+)
 @click.option("--sync", is_flag=True, help="Also delete documents of these folders whose files have vanished.")
 @click.option(
     "--retry",
@@ -28,6 +36,7 @@ from loremesh_agents.cli.uploads import Upload, find_files, uploads
 def command(
     paths: tuple[Path, ...],
     collection: str,
+    reader_statistics: bool,
     sync: bool,
     retry: Path | None,
     failed: Path | None,
@@ -53,13 +62,16 @@ def command(
     found = [upload for path in paths for upload in uploads(path, find_files(path))]
     if retry is not None:
         found = _listed(retry, found)
-    return run(_ingest(found, paths, collection, settings, address, failed, sync=sync, as_json=as_json))
+    # Without the switch an existing collection keeps what it has.
+    options = collection_pb2.CollectionOptions(reader_statistics=True if reader_statistics else None)
+    start = pb.IngestStart(collection=collection, options=options)
+    return run(_ingest(found, paths, start, settings, address, failed, sync=sync, as_json=as_json))
 
 
 async def _ingest(
     found: list[Upload],
     paths: tuple[Path, ...],
-    collection: str,
+    start: pb.IngestStart,
     settings: Settings,
     address: str | None,
     failed: Path | None,
@@ -68,17 +80,17 @@ async def _ingest(
     as_json: bool,
 ) -> int:
     async with connected("knowledge", address, settings, ("knowledge",)) as (channel, peer):
-        report: Report = await ingest(channel, peer, collection, found, as_json=as_json)
+        report: Report = await ingest(channel, peer, start, found, as_json=as_json)
         deleted = 0
         if sync and not report.unread:
-            deleted = await delete_vanished(channel, peer, collection, paths, report.seen)
+            deleted = await delete_vanished(channel, peer, start.collection, paths, report.seen)
     if failed is not None:
         await asyncio.to_thread(failed.write_text, "".join(f"{path}\n" for path in report.failed_files))
     if not as_json:
         click.echo(
             f"{report.created} new, {report.updated} changed, {report.unchanged} unchanged, {report.failed} failed"
             + (f", {deleted} deleted" if sync else "")
-            + (f"; {collection} is at revision {report.revision}" if report.revision else "")
+            + (f"; {start.collection} is at revision {report.revision}" if report.revision else "")
         )
         if sync and report.unread:
             click.secho(

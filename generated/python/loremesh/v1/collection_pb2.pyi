@@ -143,6 +143,7 @@ class Collection(_message.Message):
     EMBEDDING_MODEL_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name."""
     document_count: _builtins.int
@@ -165,6 +166,10 @@ class Collection(_message.Message):
     def update_time(self) -> _timestamp_pb2.Timestamp:
         """When its newest revision was written."""
 
+    @_builtins.property
+    def options(self) -> Global___CollectionOptions:
+        """Its options, every one of them."""
+
     def __init__(
         self,
         *,
@@ -176,14 +181,43 @@ class Collection(_message.Message):
         embedding_model: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
+        options: Global___CollectionOptions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "revision", b"revision", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "options", b"options", "revision", b"revision", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "document_count", b"document_count", "embedding_model", b"embedding_model", "entity_count", b"entity_count", "name", b"name", "passage_count", b"passage_count", "revision", b"revision", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "document_count", b"document_count", "embedding_model", b"embedding_model", "entity_count", b"entity_count", "name", b"name", "options", b"options", "passage_count", b"passage_count", "revision", b"revision", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Collection: _TypeAlias = Collection  # noqa: Y015
+
+@_typing.final
+class CollectionOptions(_message.Message):
+    """What is decided when a collection is created, and stays as long as it is there."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    READER_STATISTICS_FIELD_NUMBER: _builtins.int
+    reader_statistics: _builtins.bool
+    """Keeps statistics per set of readers, so that documents that a caller may not read change nothing that RetrieverService gives it, scores included.
+    A collection has at most 256 different sets of readers then (that of everybody not counted); a document that would bring one more fails with
+    READER_SETS_EXHAUSTED. Costs time and space when documents are written. Default of a new collection: false, and document frequencies are those
+    of all its documents.
+    """
+    def __init__(
+        self,
+        *,
+        reader_statistics: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_reader_statistics", b"_reader_statistics", "reader_statistics", b"reader_statistics"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_reader_statistics", b"_reader_statistics", "reader_statistics", b"reader_statistics"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__reader_statistics: _TypeAlias = _typing.Literal["reader_statistics"]  # noqa: Y015
+    _WhichOneofArgType__reader_statistics: _TypeAlias = _typing.Literal["_reader_statistics", b"_reader_statistics"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__reader_statistics) -> _WhichOneofReturnType__reader_statistics | None: ...
+
+Global___CollectionOptions: _TypeAlias = CollectionOptions  # noqa: Y015
 
 @_typing.final
 class MetadataFilter(_message.Message):

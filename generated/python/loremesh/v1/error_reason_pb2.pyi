@@ -135,6 +135,16 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """A defect of ours. The cause is in the log under the incident id.
     Code INTERNAL. Metadata: incidentId. Retry: no.
     """
+    ERROR_REASON_COLLECTION_OPTIONS_MISMATCH: _ErrorReason.ValueType  # 27
+    """An ingestion asks for another option than the one with which the collection was created; with
+    google.rpc.PreconditionFailure.
+    Code FAILED_PRECONDITION. Metadata: collection, option, collectionValue, requestedValue. Retry: no.
+    """
+    ERROR_REASON_READER_SETS_EXHAUSTED: _ErrorReason.ValueType  # 28
+    """The collection keeps statistics per set of readers, and has as many sets of readers as it may have; the document brings
+    another one. Comes in the result of a document; with google.rpc.QuotaFailure.
+    Code RESOURCE_EXHAUSTED. Metadata: collection, documentId, limit. Retry: no.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Every reason that an error of a Loremesh agent can have.
@@ -264,5 +274,15 @@ Code UNIMPLEMENTED. Metadata: feature. Retry: no.
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 26
 """A defect of ours. The cause is in the log under the incident id.
 Code INTERNAL. Metadata: incidentId. Retry: no.
+"""
+ERROR_REASON_COLLECTION_OPTIONS_MISMATCH: ErrorReason.ValueType  # 27
+"""An ingestion asks for another option than the one with which the collection was created; with
+google.rpc.PreconditionFailure.
+Code FAILED_PRECONDITION. Metadata: collection, option, collectionValue, requestedValue. Retry: no.
+"""
+ERROR_REASON_READER_SETS_EXHAUSTED: ErrorReason.ValueType  # 28
+"""The collection keeps statistics per set of readers, and has as many sets of readers as it may have; the document brings
+another one. Comes in the result of a document; with google.rpc.QuotaFailure.
+Code RESOURCE_EXHAUSTED. Metadata: collection, documentId, limit. Retry: no.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

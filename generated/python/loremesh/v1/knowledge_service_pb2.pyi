@@ -125,16 +125,24 @@ class IngestStart(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     COLLECTION_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     """The collection; created where it does not exist."""
+    @_builtins.property
+    def options(self) -> _collection_pb2.CollectionOptions:
+        """Options that a new collection gets. Those of one that is there must be the same, else the call fails with COLLECTION_OPTIONS_MISMATCH before any
+        document is stored. An option that is absent stays as it is. Where one is given, the collection is there even if no document comes.
+        """
+
     def __init__(
         self,
         *,
         collection: _builtins.str = ...,
+        options: _collection_pb2.CollectionOptions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "options", b"options"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

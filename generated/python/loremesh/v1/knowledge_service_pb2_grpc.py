@@ -91,8 +91,8 @@ class KnowledgeServiceServicer:
         is visible everywhere, whole, at the revision of its result; what has a result survives any crash. A document that cannot be read fails
         alone. Reading slows down when results are not fetched.
 
-        Has no deadline but an idle timeout (STREAM_IDLE). Fails with INVALID_REQUEST, EMBEDDING_MISMATCH, STORAGE_FULL, WRITE_CONFLICT. May be
-        sent again whole or in part after any failure: documents that are there already are UNCHANGED.
+        Has no deadline but an idle timeout (STREAM_IDLE). Fails with INVALID_REQUEST, COLLECTION_OPTIONS_MISMATCH, EMBEDDING_MISMATCH, STORAGE_FULL,
+        WRITE_CONFLICT. May be sent again whole or in part after any failure: documents that are there already are UNCHANGED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -38,8 +38,8 @@ class KnowledgeServiceStub:
     is visible everywhere, whole, at the revision of its result; what has a result survives any crash. A document that cannot be read fails
     alone. Reading slows down when results are not fetched.
 
-    Has no deadline but an idle timeout (STREAM_IDLE). Fails with INVALID_REQUEST, EMBEDDING_MISMATCH, STORAGE_FULL, WRITE_CONFLICT. May be
-    sent again whole or in part after any failure: documents that are there already are UNCHANGED.
+    Has no deadline but an idle timeout (STREAM_IDLE). Fails with INVALID_REQUEST, COLLECTION_OPTIONS_MISMATCH, EMBEDDING_MISMATCH, STORAGE_FULL,
+    WRITE_CONFLICT. May be sent again whole or in part after any failure: documents that are there already are UNCHANGED.
     """
     DeleteDocuments: _grpc.UnaryUnaryMultiCallable[_knowledge_service_pb2.DeleteDocumentsRequest, _knowledge_service_pb2.DeleteDocumentsResponse]
     """Deletes documents, all in one revision. Ids that are not there are no error.
@@ -94,8 +94,8 @@ class KnowledgeServiceAsyncStub(KnowledgeServiceStub):
     is visible everywhere, whole, at the revision of its result; what has a result survives any crash. A document that cannot be read fails
     alone. Reading slows down when results are not fetched.
 
-    Has no deadline but an idle timeout (STREAM_IDLE). Fails with INVALID_REQUEST, EMBEDDING_MISMATCH, STORAGE_FULL, WRITE_CONFLICT. May be
-    sent again whole or in part after any failure: documents that are there already are UNCHANGED.
+    Has no deadline but an idle timeout (STREAM_IDLE). Fails with INVALID_REQUEST, COLLECTION_OPTIONS_MISMATCH, EMBEDDING_MISMATCH, STORAGE_FULL,
+    WRITE_CONFLICT. May be sent again whole or in part after any failure: documents that are there already are UNCHANGED.
     """
     DeleteDocuments: _aio.UnaryUnaryMultiCallable[_knowledge_service_pb2.DeleteDocumentsRequest, _knowledge_service_pb2.DeleteDocumentsResponse]  # type: ignore[assignment]
     """Deletes documents, all in one revision. Ids that are not there are no error.
@@ -153,8 +153,8 @@ class KnowledgeServiceServicer(metaclass=_abc_1.ABCMeta):
         is visible everywhere, whole, at the revision of its result; what has a result survives any crash. A document that cannot be read fails
         alone. Reading slows down when results are not fetched.
 
-        Has no deadline but an idle timeout (STREAM_IDLE). Fails with INVALID_REQUEST, EMBEDDING_MISMATCH, STORAGE_FULL, WRITE_CONFLICT. May be
-        sent again whole or in part after any failure: documents that are there already are UNCHANGED.
+        Has no deadline but an idle timeout (STREAM_IDLE). Fails with INVALID_REQUEST, COLLECTION_OPTIONS_MISMATCH, EMBEDDING_MISMATCH, STORAGE_FULL,
+        WRITE_CONFLICT. May be sent again whole or in part after any failure: documents that are there already are UNCHANGED.
         """
 
     @_abc_1.abstractmethod

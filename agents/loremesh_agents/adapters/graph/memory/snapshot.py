@@ -8,7 +8,13 @@ from urllib.parse import urldefrag
 
 import numpy as np
 
-from loremesh_agents.adapters.graph.memory.state import CollectionState, Graph, StoredDocument, StoredPassage
+from loremesh_agents.adapters.graph.memory.state import (
+    CollectionState,
+    Graph,
+    Statistics,
+    StoredDocument,
+    StoredPassage,
+)
 from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.document import Document, Passage
 from loremesh_agents.domain.errors import BudgetExhausted
@@ -80,6 +86,18 @@ class MemorySnapshot:
             for state in self._states
         ]
 
+    @cached_property
+    def _counted(self) -> list[Statistics]:
+        """What the statistics of each collection are of; the filter has no part in it."""
+        return [
+            Statistics(
+                {ref: found for ref, found in state.passages.items() if may_read(self._principal, found.document)}
+            )
+            if state.options.reader_statistics
+            else state.statistics
+            for state in self._states
+        ]
+
     @property
     def selective(self) -> bool:
         """Whether some passages may be hidden."""
@@ -110,9 +128,9 @@ class MemorySnapshot:
         )
 
     def _statistics(self, terms: Sequence[str]) -> TermStatistics:
-        passages = sum(len(state.passages) for state in self._states)
-        total = sum(state.term_total for state in self._states)
-        frequencies = {term: sum(state.document_frequencies[term] for state in self._states) for term in terms}
+        passages = sum(len(counted.passages) for counted in self._counted)
+        total = sum(counted.term_total for counted in self._counted)
+        frequencies = {term: sum(counted.document_frequencies[term] for counted in self._counted) for term in terms}
         return TermStatistics(passages, total / passages if passages else 0.0, frequencies)
 
     async def features(self, refs: Group[PassageRef], terms: Sequence[str], *, deadline: Deadline) -> PassageFeatures:
@@ -161,8 +179,8 @@ class MemorySnapshot:
     def _entities(self, keys: Group[str]) -> dict[str, EntityStatistics]:
         found: dict[str, EntityStatistics] = {}
         for key in sorted(keys):
-            mentions = sum(len(state.graph.mentions.get(key, ())) for state in self._states)
-            titles = sum(len(state.graph.titles.get(key, ())) for state in self._states)
+            mentions = sum(len(counted.graph.mentions.get(key, ())) for counted in self._counted)
+            titles = sum(len(counted.graph.titles.get(key, ())) for counted in self._counted)
             if mentions or titles:
                 written = (title.name for graph in self._graphs for title in graph.titles.get(key, {}).values())
                 found[key] = EntityStatistics(key, min(written, default=key), mentions, titles)
@@ -196,14 +214,14 @@ class MemorySnapshot:
 
     def _references(self, sources: Group[PassageRef]) -> list[ReferenceEdge]:
         edges: set[ReferenceEdge] = set()
-        for state in self._states:
+        for state, counted in zip(self._states, self._counted, strict=True):
             for source in sorted(ref for ref in sources if ref in state.passages):
                 for address, fragment in _targets(state.passages[source]):
                     for document in state.documents.values():
                         if address in _names(document):
                             target = self._place(document, fragment)
                             if target is not None and target != source:
-                                edges.add(ReferenceEdge(source, target, _in_degree(state, document)))
+                                edges.add(ReferenceEdge(source, target, _in_degree(counted, document)))
         return sorted(edges, key=lambda edge: (edge.source, edge.target))
 
     def _place(self, document: StoredDocument, fragment: str) -> PassageRef | None:
@@ -243,10 +261,10 @@ def _names(document: StoredDocument) -> set[str]:
     return {document.document.document_id, document.document.uri} - {""}
 
 
-def _in_degree(state: CollectionState, document: StoredDocument) -> int:
+def _in_degree(counted: Statistics, document: StoredDocument) -> int:
     """Passages that link to a document."""
     names = _names(document)
-    return sum(any(address in names for address, _ in _targets(passage)) for passage in state.passages.values())
+    return sum(any(address in names for address, _ in _targets(passage)) for passage in counted.passages.values())
 
 
 def _anchor(passage: StoredPassage) -> str:

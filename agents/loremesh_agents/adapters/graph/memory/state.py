@@ -11,8 +11,10 @@ from datetime import datetime
 from functools import cached_property
 
 from loremesh_agents.domain.document import (
+    MOST_READER_SETS,
     Change,
     Collection,
+    CollectionOptions,
     Document,
     DocumentSummary,
     DocumentWrite,
@@ -123,6 +125,32 @@ class Graph:
 
 
 @dataclass(frozen=True)
+class Statistics:
+    """What is counted of some passages of a collection.
+
+    Attributes:
+        passages: Which ones.
+    """
+
+    passages: Mapping[PassageRef, StoredPassage]
+
+    @cached_property
+    def graph(self) -> Graph:
+        """Their graph."""
+        return Graph.of(self.passages.values())
+
+    @cached_property
+    def document_frequencies(self) -> Counter[str]:
+        """By term: the passages that contain it."""
+        return Counter(term for passage in self.passages.values() for term in passage.content.term_frequencies)
+
+    @property
+    def term_total(self) -> int:
+        """The lengths of all these passages together."""
+        return sum(passage.content.length for passage in self.passages.values())
+
+
+@dataclass(frozen=True)
 class CollectionState:
     """A state of a collection.
 
@@ -131,6 +159,7 @@ class CollectionState:
         uid: Made when it was created.
         create_time: When that was.
         update_time: When this state was written.
+        options: With which it was created, each of them given.
         revision: Number of writes that the state includes.
         embedding_model: Model of its vectors; empty where there are none.
         documents: By id.
@@ -142,6 +171,7 @@ class CollectionState:
     uid: str
     create_time: datetime
     update_time: datetime
+    options: CollectionOptions
     revision: int = 0
     embedding_model: str = ""
     documents: Mapping[str, StoredDocument] = field(default_factory=dict[str, StoredDocument])
@@ -160,19 +190,9 @@ class CollectionState:
         return dict(sorted(found.items()))
 
     @cached_property
-    def graph(self) -> Graph:
-        """The graph of all passages."""
-        return Graph.of(self.passages.values())
-
-    @cached_property
-    def document_frequencies(self) -> Counter[str]:
-        """By term: the passages that contain it."""
-        return Counter(term for passage in self.passages.values() for term in passage.content.term_frequencies)
-
-    @property
-    def term_total(self) -> int:
-        """The lengths of all passages together."""
-        return sum(passage.content.length for passage in self.passages.values())
+    def statistics(self) -> Statistics:
+        """What is counted of all passages."""
+        return Statistics(self.passages)
 
     @property
     def counted(self) -> Collection:
@@ -183,11 +203,19 @@ class CollectionState:
             revision=self.revision,
             document_count=len(self.documents),
             passage_count=len(self.passages),
-            entity_count=len(self.graph.titles.keys() | self.graph.mentions.keys()),
+            entity_count=len(self.statistics.graph.titles.keys() | self.statistics.graph.mentions.keys()),
             embedding_model=self.embedding_model,
             create_time=self.create_time,
             update_time=self.update_time,
+            options=self.options,
         )
+
+    def has_room_for(self, document: Document) -> bool:
+        """Whether the document may come with its set of readers, in place of the one of its id."""
+        if not self.options.reader_statistics:
+            return True
+        others = [stored.document for name, stored in self.documents.items() if name != document.document_id]
+        return len({other.readers for other in (*others, document) if other.readers}) <= MOST_READER_SETS
 
     @property
     def changes(self) -> list[Change]:

@@ -14,8 +14,10 @@ from loremesh_agents.adapters.graph.memory.snapshot import MemorySnapshot, may_r
 from loremesh_agents.adapters.graph.memory.state import CollectionState
 from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.document import (
+    ANY_OPTIONS,
     Change,
     Collection,
+    CollectionOptions,
     DocumentSummary,
     DocumentWrite,
     Outcome,
@@ -56,12 +58,21 @@ class MemoryGraphStore:
         self._closed = False
 
     async def write(
-        self, collection: str, documents: Sequence[DocumentWrite], *, embedding_model: str, deadline: Deadline
+        self,
+        collection: str,
+        documents: Sequence[DocumentWrite],
+        *,
+        embedding_model: str,
+        options: CollectionOptions = ANY_OPTIONS,
+        deadline: Deadline,
     ) -> tuple[CollectionRevision, tuple[WriteResult, ...]]:
         """See the port."""
         self._require_open(deadline)
         now = datetime.now(UTC)
-        state = self._states.get(collection) or CollectionState(collection, uuid.uuid4().hex, now, now)
+        state = self._states.get(collection) or CollectionState(
+            collection, uuid.uuid4().hex, now, now, CollectionOptions(bool(options.reader_statistics))
+        )
+        state.options.require(collection, options)
         revision = state.revision + 1
         results: list[WriteResult] = []
         for write in documents:
@@ -267,7 +278,7 @@ def _written(
     name, version = document.document_id, document.source_version
     stored, tombstone = state.documents.get(name), state.tombstones.get(name)
     passages = len(stored.passages) if stored is not None else 0
-    written_at = stored.revision if stored is not None else state.revision
+    written_at = stored.revision if stored is not None else revision - 1
     known = tombstone.source_version if tombstone is not None else None
     if stored is not None:
         known = stored.document.source_version
@@ -281,6 +292,8 @@ def _written(
     if not write.passages:
         # Its writer saw it unchanged and left the passages out; meanwhile another one has changed it.
         raise WriteConflict(_BACKEND)
+    if not state.has_room_for(document):
+        return state, WriteResult(name, Outcome.REFUSED, written_at, passages, known)
     if not state.passages:
         state = replace(state, embedding_model=embedding_model)
     elif embedding_model != state.embedding_model:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from loremesh_agents.adapters.graph.sqlite.audiences import AudienceChanges
 from loremesh_agents.adapters.graph.sqlite.filters import PhraseFilter, TitleFilter
 from loremesh_agents.adapters.graph.sqlite.rows import execute_rows
 from loremesh_agents.adapters.graph.sqlite.schema import CAPITALISED, TITLED, full_text_table, next_id
@@ -30,15 +31,22 @@ class EntityChanges:
     Args:
         connection: Within the transaction.
         collection: Id of the collection.
+        audiences: Takes the same changes apart by readers.
         titles: The titles that the collection has.
         phrases: What is in the newer of its passages.
     """
 
     def __init__(
-        self, connection: sqlite3.Connection, collection: int, titles: TitleFilter, phrases: PhraseFilter
+        self,
+        connection: sqlite3.Connection,
+        collection: int,
+        audiences: AudienceChanges,
+        titles: TitleFilter,
+        phrases: PhraseFilter,
     ) -> None:
         self._connection = connection
         self._collection = collection
+        self._audiences = audiences
         self._title_filter = titles
         self._phrase_filter = phrases
         self._next = next_id(connection, "entity")
@@ -74,6 +82,7 @@ class EntityChanges:
                 rows.append((entity.id, ref, title.weight, title.name))
                 self._titles[entity.id] += 1
         execute_rows(self._connection, "INSERT INTO title VALUES {rows}", rows)
+        self._audiences.title([(entity, ref) for entity, ref, _, _ in rows])
         self._title_filter.add({title.key for _, write in passages for title in write.passage.titles})
         self._inserted += passages
 
@@ -129,6 +138,7 @@ class EntityChanges:
 
     def _forget_titles(self, entities: Iterable[int]) -> None:
         for entity in entities:
+            self._audiences.forget_title(entity)
             self._mentions[entity] -= self._connection.execute(
                 "DELETE FROM mention WHERE entity = ? AND kind = ?", (entity, TITLED)
             ).rowcount
@@ -149,6 +159,7 @@ class EntityChanges:
             self._mentions.update(kinds.keys())
         rows.sort()
         execute_rows(self._connection, "INSERT INTO mention VALUES {rows}", rows)
+        self._audiences.mention(rows)
 
     def _mention_in_old(self, key: str, entity: int, *, among_newer: bool) -> None:
         """Finds a new title in the passages that were there before."""
@@ -169,6 +180,7 @@ class EntityChanges:
             for (ref,) in self._connection.execute("SELECT passage FROM mention WHERE entity = ?", (entity,)).fetchall()
         }
         self._mentions[entity] += len(found - known)
+        self._audiences.mention([(entity, ref, TITLED) for ref in found - known])
         execute_rows(
             self._connection,
             "INSERT INTO mention VALUES {rows} ON CONFLICT DO UPDATE SET kind = kind | excluded.kind",

@@ -4,6 +4,10 @@ A passage's id is its handle: AUTOINCREMENT never gives one again. An entity is 
 capitalised span gives it, bit 2 where a title does. The full-text table of a collection is `passages_<id>`; it proposes candidates and finds
 the passages that a new title occurs in, and changes in the same transaction as everything else. Its words are ours, separated by spaces: its tokenizer
 takes none apart.
+
+A collection with `reader_statistics` keeps its statistics once more for each audience: the documents that have the same readers. There a mention counts
+as capitalised, or as titled if only a title makes it: a titled one counts for those alone who may read one of the titles. Elsewhere the audience of a
+document is 0, and the tables of audiences have nothing of it.
 """
 
 import sqlite3
@@ -12,7 +16,7 @@ from pathlib import Path
 
 from loremesh_agents.domain.errors import ConfigurationError
 
-VERSION = 2
+VERSION = 3
 
 _PUNCTUATION = "".join(sorted(set(string.punctuation) - {'"', "'"}))
 
@@ -26,6 +30,7 @@ CREATE TABLE collection (
   uid TEXT NOT NULL,
   revision INTEGER NOT NULL DEFAULT 0,
   embedding_model TEXT NOT NULL DEFAULT '',
+  reader_statistics INTEGER NOT NULL DEFAULT 0,
   document_count INTEGER NOT NULL DEFAULT 0,
   restricted_count INTEGER NOT NULL DEFAULT 0,
   passage_count INTEGER NOT NULL DEFAULT 0,
@@ -45,6 +50,7 @@ CREATE TABLE document (
   media_type TEXT NOT NULL,
   passage_count INTEGER NOT NULL,
   restricted INTEGER NOT NULL,
+  audience INTEGER NOT NULL,
   revision INTEGER NOT NULL,
   update_time REAL NOT NULL,
   UNIQUE (collection, document_id)
@@ -116,6 +122,37 @@ CREATE TABLE link (
   PRIMARY KEY (passage, target, fragment)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX link_by_target ON link (collection, target);
+CREATE TABLE audience (
+  id INTEGER PRIMARY KEY AUTOINCREMENT,
+  collection INTEGER NOT NULL,
+  readers TEXT NOT NULL,
+  document_count INTEGER NOT NULL,
+  passage_count INTEGER NOT NULL,
+  term_total INTEGER NOT NULL,
+  UNIQUE (collection, readers)
+) STRICT;
+CREATE TABLE audience_term (
+  collection INTEGER NOT NULL,
+  term INTEGER NOT NULL,
+  audience INTEGER NOT NULL,
+  passage_count INTEGER NOT NULL,
+  PRIMARY KEY (collection, term, audience)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE audience_entity (
+  entity INTEGER NOT NULL,
+  audience INTEGER NOT NULL,
+  capitalised_count INTEGER NOT NULL,
+  titled_count INTEGER NOT NULL,
+  title_count INTEGER NOT NULL,
+  PRIMARY KEY (entity, audience)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE audience_link (
+  collection INTEGER NOT NULL,
+  target TEXT NOT NULL,
+  audience INTEGER NOT NULL,
+  link_count INTEGER NOT NULL,
+  PRIMARY KEY (collection, target, audience)
+) STRICT, WITHOUT ROWID;
 """
 
 

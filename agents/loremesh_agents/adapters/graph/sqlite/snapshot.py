@@ -11,6 +11,7 @@ import numpy as np
 
 from loremesh_agents.adapters.graph.sqlite.connection import Connections
 from loremesh_agents.adapters.graph.sqlite.schema import CAPITALISED
+from loremesh_agents.adapters.graph.sqlite.statistics import EntityRow, Statistics
 from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.document import Passage
 from loremesh_agents.domain.filter import MetadataFilter
@@ -23,7 +24,6 @@ from loremesh_agents.domain.retrieval import (
     PassageFeatures,
     PassageRef,
     ReferenceEdge,
-    TermStatistics,
     TitleEdge,
 )
 from loremesh_agents.domain.revision import CollectionRevision
@@ -32,7 +32,6 @@ _Result = TypeVar("_Result")
 
 _NAMING_TITLES = 16
 _MOST_REFERENCES = 64
-_COUNTED_REFERENCES = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +88,9 @@ class SqliteSnapshot:
         connection: sqlite3.Connection,
         collections: Mapping[int, CollectionRevision],
         embedding_models: Mapping[str, str],
+        *,
         visibility: Visibility,
+        statistics: Statistics,
     ) -> None:
         self._connections = connections
         self._connection = connection
@@ -97,6 +98,7 @@ class SqliteSnapshot:
         self._embedding_models = embedding_models
         self._ids = json.dumps(sorted(collections))
         self._visibility = visibility
+        self._statistics = statistics
 
     @property
     def revisions(self) -> tuple[CollectionRevision, ...]:
@@ -133,9 +135,9 @@ class SqliteSnapshot:
         """See the port."""
 
         def work(connection: sqlite3.Connection) -> EntryPoints:
-            rows = self._entities(connection, entities)
+            rows = self._statistics.entities(connection, entities)
             return EntryPoints(
-                self._term_statistics(connection, terms),
+                self._statistics.terms(connection, terms),
                 self._statistics_of(connection, rows),
                 tuple(self._titles(connection, rows, title_limit)),
                 self._locate(connection, passages),
@@ -165,10 +167,10 @@ class SqliteSnapshot:
             seed_mentions = self._mentions_of(connection, readable)
             seed_titles = self._titles_of(connection, readable)
             keys = {edge.entity for edge in seed_mentions} | {edge.entity for edge in seed_titles} | set(entities)
-            rows = self._entities(connection, keys)
+            rows = self._statistics.entities(connection, keys)
             found = self._statistics_of(connection, rows)
             titles = self._titles(connection, rows, title_limit)
-            followed = [row for row in rows if found[row[1]].mention_count <= mention_limit]
+            followed = [row for row in rows if found[row.key].mention_count <= mention_limit]
             mentions = self._mentions(connection, followed)
             references = self._references(connection, readable)
             reached = {edge.passage for edge in titles} | {edge.passage for edge in mentions}
@@ -202,21 +204,6 @@ class SqliteSnapshot:
 
         return await self._read(work, deadline)
 
-    def _term_statistics(self, connection: sqlite3.Connection, terms: Sequence[str]) -> TermStatistics:
-        passages, total = connection.execute(
-            "SELECT sum(passage_count), sum(term_total) FROM collection WHERE id IN (SELECT value FROM json_each(?))",
-            (self._ids,),
-        ).fetchone()
-        rows = connection.execute(
-            "SELECT t.term, sum(s.passage_count) FROM term t JOIN term_statistics s ON s.term = t.id"
-            " WHERE t.term IN (SELECT value FROM json_each(?)) AND s.collection IN (SELECT value FROM json_each(?))"
-            " GROUP BY t.term",
-            (json.dumps(list(terms)), self._ids),
-        )
-        found = dict(rows.fetchall())
-        frequencies = {term: int(found.get(term, 0)) for term in terms}
-        return TermStatistics(passages or 0, (total or 0) / passages if passages else 0.0, frequencies)
-
     def _locate(
         self, connection: sqlite3.Connection, passages: Sequence[tuple[str, str]]
     ) -> dict[tuple[str, str], PassageRef]:
@@ -245,19 +232,10 @@ class SqliteSnapshot:
         )
         return [PassageRef(row[0]) for row in rows.fetchall()]
 
-    def _entities(self, connection: sqlite3.Connection, keys: Group[str]) -> list[tuple[int, str, int, int]]:
-        return connection.execute(
-            "SELECT e.id, e.key, e.mention_count, e.title_count FROM json_each(?) k CROSS JOIN json_each(?) c CROSS JOIN entity e"
-            " WHERE e.collection = c.value AND e.key = k.value",
-            (json.dumps(sorted(keys)), self._ids),
-        ).fetchall()
-
-    def _statistics_of(
-        self, connection: sqlite3.Connection, rows: Sequence[tuple[int, str, int, int]]
-    ) -> dict[str, EntityStatistics]:
+    def _statistics_of(self, connection: sqlite3.Connection, rows: Sequence[EntityRow]) -> dict[str, EntityStatistics]:
         names = self._names(connection, rows)
         found: dict[str, EntityStatistics] = {}
-        for entity, key, mentions, titles in rows:
+        for _, entity, key, mentions, titles in rows:
             name = names.get(entity, key)
             other = found.get(key)
             found[key] = (
@@ -269,17 +247,17 @@ class SqliteSnapshot:
             )
         return found
 
-    def _names(self, connection: sqlite3.Connection, rows: Sequence[tuple[int, str, int, int]]) -> dict[int, str]:
+    def _names(self, connection: sqlite3.Connection, rows: Sequence[EntityRow]) -> dict[int, str]:
         """How passages write the names of entities that are titles; of one with many titles the first ones count."""
         condition, parameters = self._visibility.passage("t.passage")
-        few = [entity for entity, _, _, titles in rows if 0 < titles <= _NAMING_TITLES]
+        few = [entity for _, entity, _, _, titles in rows if 0 < titles <= _NAMING_TITLES]
         found = connection.execute(
             "SELECT t.entity, min(t.name) FROM json_each(?) j CROSS JOIN title t"
             f" WHERE t.entity = j.value{condition} GROUP BY t.entity",
             (json.dumps(few), *parameters),
         )
         names: dict[int, str] = dict(found.fetchall())
-        for entity in (entity for entity, _, _, titles in rows if titles > _NAMING_TITLES):
+        for entity in (entity for _, entity, _, _, titles in rows if titles > _NAMING_TITLES):
             (name,) = connection.execute(
                 f"SELECT min(name) FROM (SELECT t.name FROM title t WHERE t.entity = ?{condition} ORDER BY t.passage LIMIT ?)",
                 (entity, *parameters, _NAMING_TITLES),
@@ -288,18 +266,16 @@ class SqliteSnapshot:
                 names[entity] = name
         return names
 
-    def _titles(
-        self, connection: sqlite3.Connection, rows: Sequence[tuple[int, str, int, int]], limit: int
-    ) -> list[TitleEdge]:
+    def _titles(self, connection: sqlite3.Connection, rows: Sequence[EntityRow], limit: int) -> list[TitleEdge]:
         condition, parameters = self._visibility.passage("t.passage")
-        keys = {entity: key for entity, key, _, titles in rows if 0 < titles <= limit}
+        keys = {entity: key for _, entity, key, _, titles in rows if 0 < titles <= limit}
         found = connection.execute(
             "SELECT t.entity, t.passage, t.weight FROM json_each(?) j CROSS JOIN title t"
             f" WHERE t.entity = j.value{condition}",
             (json.dumps(list(keys)), *parameters),
         )
         edges = [TitleEdge(keys[entity], PassageRef(passage), weight) for entity, passage, weight in found.fetchall()]
-        for entity, key in ((entity, key) for entity, key, _, titles in rows if titles > limit):
+        for entity, key in ((entity, key) for _, entity, key, _, titles in rows if titles > limit):
             found = connection.execute(
                 f"SELECT t.passage, t.weight FROM title t WHERE t.entity = ?{condition}"
                 " ORDER BY t.weight DESC, t.passage LIMIT ?",
@@ -322,14 +298,19 @@ class SqliteSnapshot:
 
     def _mentions_of(self, connection: sqlite3.Connection, seeds: Group[PassageRef]) -> list[MentionEdge]:
         rows = connection.execute(
-            "SELECT m.passage, m.entity, m.kind, e.key FROM json_each(?) s CROSS JOIN mention m ON m.passage = s.value"
-            " JOIN entity e ON e.id = m.entity WHERE e.mention_count > 1 OR e.title_count > 0",
+            "SELECT m.passage, m.kind, e.collection, e.id, e.key, e.mention_count, e.title_count FROM json_each(?) s"
+            " CROSS JOIN mention m ON m.passage = s.value JOIN entity e ON e.id = m.entity"
+            " WHERE e.mention_count > 1 OR e.title_count > 0",
             (json.dumps(list(seeds)),),
         ).fetchall()
-        hidden = self._hidden_titles(connection, {entity for _, entity, kind, _ in rows if not kind & CAPITALISED})
+        if self._statistics.divided:
+            counted = self._statistics.counted(connection, list({EntityRow(*row[2:]) for row in rows}))
+            leading = {row.id for row in counted if row.mentions > 1 or row.titles > 0}
+            rows = [row for row in rows if row[3] in leading]
+        hidden = self._hidden_titles(connection, {row[3] for row in rows if not row[1] & CAPITALISED})
         return [
             MentionEdge(key, PassageRef(passage))
-            for passage, entity, kind, key in rows
+            for passage, kind, _, entity, key, *_ in rows
             if kind & CAPITALISED or entity not in hidden
         ]
 
@@ -341,9 +322,9 @@ class SqliteSnapshot:
         )
         return [TitleEdge(key, PassageRef(passage), weight) for passage, key, weight in rows.fetchall()]
 
-    def _mentions(self, connection: sqlite3.Connection, rows: Sequence[tuple[int, str, int, int]]) -> list[MentionEdge]:
+    def _mentions(self, connection: sqlite3.Connection, rows: Sequence[EntityRow]) -> list[MentionEdge]:
         condition, parameters = self._visibility.passage("m.passage")
-        keys = {entity: key for entity, key, _, _ in rows}
+        keys = {entity: key for _, entity, key, _, _ in rows}
         hidden = self._hidden_titles(connection, keys)
         found = connection.execute(
             "SELECT m.entity, m.passage, m.kind FROM json_each(?) j CROSS JOIN mention m"
@@ -357,19 +338,19 @@ class SqliteSnapshot:
         ]
 
     def _references(self, connection: sqlite3.Connection, seeds: Group[PassageRef]) -> list[ReferenceEdge]:
-        condition, parameters = self._visibility.passage("q.id")
+        # Hidden documents must not use up the limit.
         rows = connection.execute(
-            "SELECT l.passage, o.id, l.fragment, l.target, l.collection FROM json_each(?) s CROSS JOIN link l ON l.passage = s.value"
-            " JOIN document o ON o.collection = l.collection AND (o.uri = l.target OR o.document_id = l.target)"
-            " WHERE l.target <> '' LIMIT ?",
-            (json.dumps(list(seeds)), _MOST_REFERENCES),
+            "SELECT l.passage, d.id, l.fragment, l.target, l.collection FROM json_each(?) s CROSS JOIN link l ON l.passage = s.value"
+            " JOIN document d ON d.collection = l.collection AND (d.uri = l.target OR d.document_id = l.target)"
+            f" WHERE l.target <> '' AND {self._visibility.condition or 'TRUE'} LIMIT ?",
+            (json.dumps(list(seeds)), *self._visibility.parameters, _MOST_REFERENCES),
         ).fetchall()
         edges: dict[tuple[int, int], ReferenceEdge] = {}
         for source, document, fragment, target, collection in rows:
             candidates = connection.execute(
                 "SELECT q.id, t.headings FROM passage q JOIN passage_text t ON t.passage = q.id"
-                f" WHERE q.document = ?{condition} ORDER BY q.ordinal LIMIT ?",
-                (document, *parameters, 500 if fragment else 1),
+                " WHERE q.document = ? ORDER BY q.ordinal LIMIT ?",
+                (document, 500 if fragment else 1),
             ).fetchall()
             chosen = next(
                 (
@@ -381,10 +362,7 @@ class SqliteSnapshot:
             )
             if chosen is None or chosen == source:
                 continue
-            (degree,) = connection.execute(
-                "SELECT count(*) FROM (SELECT 1 FROM link WHERE collection = ? AND target = ? LIMIT ?)",
-                (collection, target, _COUNTED_REFERENCES),
-            ).fetchone()
+            degree = self._statistics.links(connection, collection, target)
             edges[source, chosen] = ReferenceEdge(PassageRef(source), PassageRef(chosen), degree)
         return list(edges.values())
 

@@ -13,11 +13,14 @@ import numpy as np
 
 from loremesh_agents.adapters.graph.sqlite.connection import Connections
 from loremesh_agents.adapters.graph.sqlite.snapshot import PASSAGE_COLUMNS, SqliteSnapshot, Visibility, passages_of
+from loremesh_agents.adapters.graph.sqlite.statistics import Statistics
 from loremesh_agents.adapters.graph.sqlite.writer import Writer, WriterMemory, delete_collection, open_collection
 from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.document import (
+    ANY_OPTIONS,
     Change,
     Collection,
+    CollectionOptions,
     DocumentSummary,
     DocumentWrite,
     Passage,
@@ -67,12 +70,18 @@ class SqliteGraphStore:
         return self._connections
 
     async def write(
-        self, collection: str, documents: Sequence[DocumentWrite], *, embedding_model: str, deadline: Deadline
+        self,
+        collection: str,
+        documents: Sequence[DocumentWrite],
+        *,
+        embedding_model: str,
+        options: CollectionOptions = ANY_OPTIONS,
+        deadline: Deadline,
     ) -> tuple[CollectionRevision, tuple[WriteResult, ...]]:
         """See the port."""
 
         def work(connection: sqlite3.Connection) -> tuple[Writer, tuple[WriteResult, ...]]:
-            writer = open_collection(connection, collection, self._memory, create=True)
+            writer = open_collection(connection, collection, self._memory, create=options)
             return writer, writer.write(documents, embedding_model)
 
         writer, results = await self._connections.write(work, deadline)
@@ -85,7 +94,7 @@ class SqliteGraphStore:
         """See the port."""
 
         def work(connection: sqlite3.Connection) -> tuple[Writer, int]:
-            writer = open_collection(connection, collection, self._memory, create=False)
+            writer = open_collection(connection, collection, self._memory)
             return writer, writer.delete(document_ids)
 
         writer, deleted = await self._connections.write(work, deadline)
@@ -271,7 +280,7 @@ class SqliteGraphStore:
 
         def begin(
             connection: sqlite3.Connection,
-        ) -> tuple[dict[int, CollectionRevision], dict[str, str], Visibility]:
+        ) -> tuple[dict[int, CollectionRevision], dict[str, str], Visibility, Statistics]:
             connection.execute("BEGIN")
             names = list(collections) or [
                 name
@@ -280,15 +289,17 @@ class SqliteGraphStore:
                 )
             ]
             found = dict(_resolve(connection, name) for name in names)
-            (restricted,) = connection.execute(
-                "SELECT coalesce(sum(restricted_count), 0) FROM collection WHERE id IN (SELECT value FROM json_each(?))",
+            restricted, divided = connection.execute(
+                "SELECT coalesce(sum(restricted_count), 0), total(restricted_count * reader_statistics) FROM collection WHERE id IN (SELECT value FROM json_each(?))",
                 (json.dumps(list(found)),),
             ).fetchone()
             models = connection.execute(
                 "SELECT name, embedding_model FROM collection WHERE id IN (SELECT value FROM json_each(?))",
                 (json.dumps(list(found)),),
             )
-            return found, dict(models.fetchall()), Visibility.of(principal, filter, restricted=restricted > 0)
+            visibility = Visibility.of(principal, filter, restricted=restricted > 0)
+            statistics = Statistics.of(connection, found, principal) if divided else Statistics(found)
+            return found, dict(models.fetchall()), visibility, statistics
 
         try:
             async with asyncio.timeout(deadline.remaining()):
@@ -297,8 +308,10 @@ class SqliteGraphStore:
             raise BudgetExhausted("graph store", "waiting for a snapshot") from None
         try:
             async with self._connections.reader(deadline) as connection:
-                state = await self._connections.read(connection, begin, deadline)
-                yield SqliteSnapshot(self._connections, connection, *state)
+                found, models, visibility, statistics = await self._connections.read(connection, begin, deadline)
+                yield SqliteSnapshot(
+                    self._connections, connection, found, models, visibility=visibility, statistics=statistics
+                )
         finally:
             self._snapshots.release()
 
@@ -345,7 +358,8 @@ class SqliteGraphStore:
 
 
 _COLLECTION = (
-    "SELECT name, uid, revision, document_count, passage_count, entity_count, embedding_model, create_time, update_time"
+    "SELECT name, uid, revision, document_count, passage_count, entity_count, embedding_model, create_time, update_time,"
+    " reader_statistics"
     " FROM collection"
 )
 
@@ -355,8 +369,19 @@ def _time(seconds: float) -> datetime:
 
 
 def _collection_of(row: Sequence[Any]) -> Collection:
-    name, uid, revision, documents, passages, entities, model, created, updated = row
-    return Collection(name, uid, revision, documents, passages, entities, model, _time(created), _time(updated))
+    name, uid, revision, documents, passages, entities, model, created, updated, reader_statistics = row
+    return Collection(
+        name,
+        uid,
+        revision,
+        documents,
+        passages,
+        entities,
+        model,
+        _time(created),
+        _time(updated),
+        CollectionOptions(bool(reader_statistics)),
+    )
 
 
 def _resolve(connection: sqlite3.Connection, name: str) -> tuple[int, CollectionRevision]:

@@ -4,19 +4,20 @@ import json
 import sqlite3
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import urldefrag
 
 import numpy as np
 
+from loremesh_agents.adapters.graph.sqlite.audiences import AudienceChanges
 from loremesh_agents.adapters.graph.sqlite.connection import BACKEND
 from loremesh_agents.adapters.graph.sqlite.entities import EntityChanges
 from loremesh_agents.adapters.graph.sqlite.filters import PhraseFilter, TitleFilter
 from loremesh_agents.adapters.graph.sqlite.rows import execute_rows
 from loremesh_agents.adapters.graph.sqlite.schema import create_full_text, full_text_table, next_id
 from loremesh_agents.adapters.graph.sqlite.terms import TermChanges, TermIds
-from loremesh_agents.domain.document import DocumentWrite, Outcome, PassageWrite, WriteResult
+from loremesh_agents.domain.document import CollectionOptions, DocumentWrite, Link, Outcome, PassageWrite, WriteResult
 from loremesh_agents.domain.errors import CollectionNotFound, EmbeddingMismatch, WriteConflict
 from loremesh_agents.domain.revision import CollectionRevision
 
@@ -30,6 +31,7 @@ class _Collection:
     uid: str
     revision: int
     embedding_model: str
+    reader_statistics: int
     passage_count: int
 
 
@@ -53,6 +55,7 @@ class _Stored:
     revision: int
     passage_count: int
     restricted: int
+    audience: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +106,10 @@ class Writer:
         self._next_document = next_id(connection, "document")
         self._next_passage = next_id(connection, "passage")
         self._filters = memory.filters(connection, collection, self._next_passage)
-        self._entities = EntityChanges(connection, collection.id, self._filters.titles, self._filters.phrases)
+        self._audiences = AudienceChanges(connection, collection.id, kept=bool(collection.reader_statistics))
+        self._entities = EntityChanges(
+            connection, collection.id, self._audiences, self._filters.titles, self._filters.phrases
+        )
         self._terms = TermChanges(connection, collection.id, memory.terms)
         self._totals = _Totals()
         self._now = time.time()
@@ -132,6 +138,8 @@ class Writer:
         stored = {
             document_id: found for document_id, found in self._stored(document_ids).items() if found.row is not None
         }
+        for found in stored.values():
+            self._audiences.leave(found.audience)
         self._remove(list(stored.values()))
         execute_rows(
             self._connection,
@@ -153,7 +161,7 @@ class Writer:
         taken: list[DocumentWrite] = []
         for write in documents:
             found = stored.get(write.document.document_id)
-            result = self._judge(write, found)
+            result = self._admit(self._judge(write, found), write, found)
             results.append(result)
             if result.outcome in (Outcome.CREATED, Outcome.UPDATED):
                 taken.append(write)
@@ -165,12 +173,23 @@ class Writer:
             self._entities.settle()
         return results
 
+    def _admit(self, result: WriteResult, write: DocumentWrite, stored: _Stored | None) -> WriteResult:
+        """The result, or that there is no room for the document's set of readers."""
+        if result.outcome not in (Outcome.CREATED, Outcome.UPDATED):
+            return result
+        if self._audiences.take(write.document.readers, stored.audience if stored is not None else 0):
+            return result
+        exists = stored is not None and stored.row is not None
+        revision = stored.revision if stored is not None and exists else self._collection.revision
+        passages, known = (stored.passage_count, stored.source_version) if stored is not None else (0, None)
+        return WriteResult(write.document.document_id, Outcome.REFUSED, revision, passages, known)
+
     def _stored(self, document_ids: Sequence[str]) -> dict[str, _Stored]:
         ids = json.dumps(list(document_ids))
         rows = self._connection.execute(
-            "SELECT t.document_id, NULL, '', t.source_version, t.revision, 0, 0 FROM json_each(?1) j CROSS JOIN tombstone t"
+            "SELECT t.document_id, NULL, '', t.source_version, t.revision, 0, 0, 0 FROM json_each(?1) j CROSS JOIN tombstone t"
             " WHERE t.collection = ?2 AND t.document_id = j.value UNION ALL"
-            " SELECT d.document_id, d.id, d.content_hash, d.source_version, d.revision, d.passage_count, d.restricted"
+            " SELECT d.document_id, d.id, d.content_hash, d.source_version, d.revision, d.passage_count, d.restricted, d.audience"
             " FROM json_each(?1) j CROSS JOIN document d WHERE d.collection = ?2 AND d.document_id = j.value",
             (ids, self._collection.id),
         )
@@ -217,7 +236,7 @@ class Writer:
         execute_rows(
             connection,
             "INSERT INTO document (id, collection, document_id, title, uri, source_version, content_hash, media_type,"
-            " passage_count, restricted, revision, update_time) VALUES {rows}",
+            " passage_count, restricted, audience, revision, update_time) VALUES {rows}",
             [self._document_row(row, write) for row, write in rows],
         )
         execute_rows(
@@ -232,7 +251,8 @@ class Writer:
         )
         self._totals.documents += len(rows)
         self._totals.restricted += sum(bool(write.document.readers) for write in writes)
-        self._insert_passages([(row, passage) for row, write in rows for passage in write.passages])
+        audiences = {row: self._audiences.of(write.document.readers) for row, write in rows}
+        self._insert_passages([(row, passage) for row, write in rows for passage in write.passages], audiences)
 
     def _document_row(self, row: int, write: DocumentWrite) -> tuple[object, ...]:
         document = write.document
@@ -247,15 +267,20 @@ class Writer:
             document.media_type,
             len(write.passages),
             bool(document.readers),
+            self._audiences.of(document.readers),
             self._collection.revision + 1,
             self._now,
         )
 
-    def _insert_passages(self, writes: Sequence[tuple[int, PassageWrite]]) -> None:
+    def _insert_passages(self, writes: Sequence[tuple[int, PassageWrite]], audiences: Mapping[int, int]) -> None:
         connection = self._connection
         rows = [(ref, *write) for ref, write in enumerate(writes, self._next_passage)]
         self._next_passage += len(rows)
         terms = self._terms.insert([write for _, _, write in rows])
+        self._audiences.insert(
+            (ref, audiences[document], write.length, ids)
+            for (ref, document, write), (ids, _) in zip(rows, terms, strict=True)
+        )
         execute_rows(
             connection,
             "INSERT INTO passage (id, collection, document, ordinal, length, terms, counts) VALUES {rows}",
@@ -291,15 +316,13 @@ class Writer:
                 if write.vector is not None
             ],
         )
+        links = [(ref, *found) for ref, _, write in rows for found in {*map(_target, write.passage.links)}]
         execute_rows(
             connection,
-            "INSERT OR IGNORE INTO link VALUES {rows}",
-            [
-                (ref, self._collection.id, *urldefrag(link.target))
-                for ref, _, write in rows
-                for link in write.passage.links
-            ],
+            "INSERT INTO link (passage, collection, target, fragment) VALUES {rows}",
+            [(ref, self._collection.id, target, fragment) for ref, target, fragment in links],
         )
+        self._audiences.link([(ref, target) for ref, target, _ in links])
         self._entities.insert([(ref, write) for ref, _, write in rows])
         self._totals.passages += len(rows)
         self._totals.terms += sum(write.length for _, _, write in rows)
@@ -313,7 +336,7 @@ class Writer:
         self._totals.documents -= len(stored)
         self._totals.restricted -= sum(found.restricted for found in stored)
         rows = connection.execute(
-            "SELECT p.id, p.length, p.terms, t.words, t.extra_terms, t.names FROM json_each(?) j"
+            "SELECT p.id, p.length, p.terms, t.words, t.extra_terms, t.names, p.document FROM json_each(?) j"
             " CROSS JOIN passage p ON p.document = j.value JOIN passage_text t ON t.passage = p.id ORDER BY p.id",
             (documents,),
         ).fetchall()
@@ -321,12 +344,14 @@ class Writer:
         self._totals.passages -= len(rows)
         self._totals.terms -= sum(row[1] for row in rows)
         self._terms.remove(row[2] for row in rows)
+        audiences = {found.row: found.audience for found in stored}
+        self._audiences.remove((row[0], audiences[row[6]], row[1], row[2]) for row in rows)
         self._entities.remove(refs)
         table = full_text_table(self._collection.id)
         execute_rows(
             connection,
             f"INSERT INTO {table} ({table}, rowid, words, extra_terms, names) VALUES {{rows}}",
-            [("delete", row[0], *row[3:]) for row in rows],
+            [("delete", row[0], *row[3:6]) for row in rows],
         )
         gone = json.dumps(refs)
         for name in ("vector", "link", "passage_text"):
@@ -346,6 +371,7 @@ class Writer:
         if not self._changed:
             return
         self._terms.store()
+        self._audiences.store()
         totals = self._totals
         self._connection.execute(
             "UPDATE collection SET revision = ?, document_count = document_count + ?, restricted_count = restricted_count + ?,"
@@ -378,6 +404,12 @@ def _without_repeats(documents: Sequence[DocumentWrite]) -> Iterator[Sequence[Do
         yield documents[start:]
 
 
+def _target(link: Link) -> tuple[str, str]:
+    """The address that a link leads to, and its fragment."""
+    address, fragment = urldefrag(link.target)
+    return address, fragment
+
+
 def _searched(write: PassageWrite) -> tuple[str, str, str]:
     """What the full-text table holds of a passage: its words, further search terms, words that single-word titles match."""
     extra = set(write.term_frequencies).difference(write.spans.words)
@@ -386,23 +418,35 @@ def _searched(write: PassageWrite) -> tuple[str, str, str]:
 
 def _load(connection: sqlite3.Connection, name: str) -> _Collection | None:
     row = connection.execute(
-        "SELECT id, name, uid, revision, embedding_model, passage_count FROM collection WHERE name = ?", (name,)
+        "SELECT id, name, uid, revision, embedding_model, reader_statistics, passage_count FROM collection WHERE name = ?",
+        (name,),
     ).fetchone()
     return None if row is None else _Collection(*row)
 
 
-def open_collection(connection: sqlite3.Connection, name: str, memory: WriterMemory, *, create: bool) -> Writer:
+def open_collection(
+    connection: sqlite3.Connection, name: str, memory: WriterMemory, *, create: CollectionOptions | None = None
+) -> Writer:
     """A writer of a collection.
+
+    Args:
+        connection: Within the transaction.
+        name: Name of the collection.
+        memory: Of the store.
+        create: With which options to make it where it is not there; those of one that is there must be the same. None: it must be there.
 
     Raises:
         CollectionNotFound: It is not there, and is not to be made.
+        CollectionOptionsMismatch: It has other options.
     """
     collection = _load(connection, name)
-    if collection is None and create:
+    if collection is not None and create is not None:
+        CollectionOptions(bool(collection.reader_statistics)).require(name, create)
+    if collection is None and create is not None:
         now = time.time()
         connection.execute(
-            "INSERT INTO collection (name, uid, create_time, update_time) VALUES (?, ?, ?, ?)",
-            (name, uuid.uuid4().hex, now, now),
+            "INSERT INTO collection (name, uid, reader_statistics, create_time, update_time) VALUES (?, ?, ?, ?, ?)",
+            (name, uuid.uuid4().hex, bool(create.reader_statistics), now, now),
         )
         collection = _load(connection, name)
         if collection is not None:
@@ -423,6 +467,10 @@ def delete_collection(connection: sqlite3.Connection, name: str) -> bool:
         connection.execute(f"DELETE FROM {table} WHERE passage IN {by_passage}", (collection.id,))
     for table in ("document_reader", "document_metadata"):
         connection.execute(f"DELETE FROM {table} WHERE document IN {by_document}", (collection.id,))
+    by_entity = "(SELECT id FROM entity WHERE collection = ?)"
+    connection.execute(f"DELETE FROM audience_entity WHERE entity IN {by_entity}", (collection.id,))
+    for table in ("audience", "audience_term", "audience_link"):
+        connection.execute(f"DELETE FROM {table} WHERE collection = ?", (collection.id,))
     for table in ("link", "passage", "document", "tombstone", "removed_passage", "term_statistics", "entity"):
         connection.execute(f"DELETE FROM {table} WHERE collection = ?", (collection.id,))
     connection.execute(f"DROP TABLE {full_text_table(collection.id)}")
