@@ -228,9 +228,8 @@ class Evidence:
 
     def _extended(self, chain: _Chain, link: Link) -> _Chain:
         ground, led = self._leading(chain, link)
-        if led:
-            fresh = self._share((link.own | link.context) & ~(chain.own | chain.context))
-            led *= max(link.fit, 0.0 if link.place else _OPENING, min(1.0, _FRESH * fresh))
+        fresh = self._share((link.own | link.context) & ~(chain.own | chain.context))
+        led *= max(link.fit, 0.0 if link.place else _OPENING, min(1.0, _FRESH * fresh))
         cost = chain.cost + link.cost + _STATEMENT_COST
         if not ground:
             ground = _UNLED * self._covered(link.own, link.context)
