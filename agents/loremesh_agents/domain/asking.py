@@ -65,7 +65,9 @@ _QUESTION_WORDS = (
     (re.compile(r"\b(?:why|cause of|reason for)\b"), Asked.CAUSE),
     (re.compile(r"\b(?:who|whom|whose)\b"), Asked.PERSON),
 )
-_OPENS = re.compile(r"\W*(?:(?:in|at|on|from|to|by|for|since|until|of|with)\s+)?")
+_OPENS = re.compile(
+    r"\W*(?:(?:in|at|on|from|to|by|for|since|until|of|with)\s+)?(?:what (?:is|was|are|were) (?:the )?)?"
+)
 
 
 def asked_for(question: str) -> Asked:

@@ -18,7 +18,7 @@ from loremesh_agents.domain.asking import Asked, Fit, akin, asked_for, in_two_st
         ("Is it so?", Asked.ANYTHING),
         ("How many times was he elected when she was away?", Asked.NUMBER),
         ("The film was made by a man born in what year?", Asked.TIME),
-        ("What is the place of birth of the woman who wrote it?", Asked.PERSON),
+        ("What is the place of birth of the woman who wrote it?", Asked.PLACE),
         ("Which country is the singer from?", Asked.ORIGIN),
         ("What nationality is she?", Asked.ORIGIN),
         ("Why did he leave?", Asked.CAUSE),
