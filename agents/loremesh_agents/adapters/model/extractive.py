@@ -18,7 +18,7 @@ from loremesh_agents.ports.language_model import (
 )
 
 NAME = "extractive"
-_VERSION = "1"
+_VERSION = "2"
 _CONTEXT_TOKENS = 131_072
 _TOKEN = re.compile(r"\s*\S+|\s+$")
 
