@@ -50,7 +50,7 @@ def test_files_are_read_asked_and_synchronised(notes: Path, tmp_path: Path) -> N
 
     asked = loremesh("ask", "Who has led Acme Corporation since 2019?", "--why", *data)
     assert asked.returncode == 0
-    assert asked.stdout.startswith("Jane Doe has led Acme Corporation since 2019. [1]\n")
+    assert asked.stdout.startswith("Jane Doe has led Acme Corporation since 2019. [1]")
     assert "[1] Acme Corporation" in asked.stdout
 
     events = loremesh("ask", "Who has led Acme Corporation since 2019?", "--json", *data)

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 
 from loremesh_agents.domain.answer import Citation
+from loremesh_agents.domain.sentences import goes_on
 
 _MARKER = re.compile(r"\[(\d{1,4}(?:\s*,\s*\d{1,4}){0,15})\]")
 _SENTENCE_END = re.compile(r"[.!?][\"'”’)]*\s+|[。！？]\s*")
@@ -67,7 +68,8 @@ class CitationScanner:
         start = lead.end() if lead else self._boundary
         text_end = start + len(answer[start:end].rstrip())
         for stop in _SENTENCE_END.finditer(answer, start, text_end):
-            start = stop.end()
+            if not (stop[0].startswith(".") and goes_on(answer[start : stop.start()], answer[stop.end() : text_end])):
+                start = stop.end()
         return start, text_end
 
     def _bytes_before(self, answer: str, index: int) -> int:

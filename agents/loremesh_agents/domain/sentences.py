@@ -4,6 +4,8 @@ import re
 from dataclasses import dataclass
 
 _END = re.compile(r"[.!?…]+[\"'”’)\]]*(?=\s|$)|[。！？]+[」』”’]*|\n[ \t]*\n")
+_LONGEST_ABBREVIATION = 12
+_LOOKED_AHEAD = 16
 _ABBREVIATION = re.compile(
     r"(?:^|[\s(])(?:[A-Z]|(?:[A-Za-z]\.)+[A-Za-z]|Mr|Mrs|Ms|Dr|Prof|Sr|Jr|St|Mt|No|Nos|Vol|vs|etc|e\.g|i\.e|cf|al|Inc|Ltd|Co|Corp|Gen|Col|Capt|Lt|Sgt|Rev|"
     r"Hon|Gov|Sen|Rep|Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sep|Sept|Oct|Nov|Dec|approx|ca|c|b|d|fl|born|ed|eds|pp|p|Fig)$"
@@ -27,17 +29,20 @@ def sentences(text: str) -> list[Sentence]:
     found: list[Sentence] = []
     start = 0
     for match in _END.finditer(text):
-        if match[0].startswith(".") and len(match[0].rstrip("\"'”’)]")) == 1:
-            before = text[max(start, match.start() - 12) : match.start()]
-            following = text[match.end() :].lstrip()[:1]
-            if _ABBREVIATION.search(before) and following:
-                continue
-            if following and following.islower():
-                continue
+        single = match[0].startswith(".") and len(match[0].rstrip("\"'”’)]")) == 1
+        if single and goes_on(text[start : match.start()], text[match.end() : match.end() + _LOOKED_AHEAD].lstrip()):
+            continue
         _append(found, text, start, match.end())
         start = match.end()
     _append(found, text, start, len(text))
     return found
+
+
+def goes_on(before: str, following: str) -> bool:
+    """Whether a full stop between two texts ends no sentence, but an initial or an abbreviation."""
+    if not following:
+        return False
+    return following[0].islower() or _ABBREVIATION.search(before[-_LONGEST_ABBREVIATION:]) is not None
 
 
 def _append(found: list[Sentence], text: str, start: int, end: int) -> None:

@@ -52,3 +52,10 @@ def test_a_long_answer_is_not_kept_whole() -> None:
 
 def test_a_marker_at_the_very_beginning_cites_nothing() -> None:
     assert cited("[1] Then text.") == []
+
+
+def test_an_initial_ends_no_statement() -> None:
+    text = "It was directed by Alfred E. Green. [1] Green was born in Perris, Calif. in 1889. [1]"
+    found = CitationScanner({1: ("E1",)}).feed(text)
+    cited = [text.encode()[citation.start_byte : citation.end_byte].decode() for citation in found]
+    assert cited == ["It was directed by Alfred E. Green.", "Green was born in Perris, Calif. in 1889."]
