@@ -32,11 +32,11 @@ class _RetrievalProfileEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Retr
     RETRIEVAL_PROFILE_UNSPECIFIED: _RetrievalProfile.ValueType  # 0
     """The default: BALANCED."""
     RETRIEVAL_PROFILE_FAST: _RetrievalProfile.ValueType  # 1
-    """Vectors, text and graph, once."""
+    """Vectors, text and graph."""
     RETRIEVAL_PROFILE_BALANCED: _RetrievalProfile.ValueType  # 2
-    """What gives the best evidence at about twice the time of FAST."""
+    """And a trained ranker's opinion of what these found."""
     RETRIEVAL_PROFILE_THOROUGH: _RetrievalProfile.ValueType  # 3
-    """The best evidence."""
+    """And the question asked again with what the evidence names in place of what the question names; needs an encoder."""
 
 class RetrievalProfile(_RetrievalProfile, metaclass=_RetrievalProfileEnumTypeWrapper):
     """How much work a retrieval may take."""
@@ -44,11 +44,11 @@ class RetrievalProfile(_RetrievalProfile, metaclass=_RetrievalProfileEnumTypeWra
 RETRIEVAL_PROFILE_UNSPECIFIED: RetrievalProfile.ValueType  # 0
 """The default: BALANCED."""
 RETRIEVAL_PROFILE_FAST: RetrievalProfile.ValueType  # 1
-"""Vectors, text and graph, once."""
+"""Vectors, text and graph."""
 RETRIEVAL_PROFILE_BALANCED: RetrievalProfile.ValueType  # 2
-"""What gives the best evidence at about twice the time of FAST."""
+"""And a trained ranker's opinion of what these found."""
 RETRIEVAL_PROFILE_THOROUGH: RetrievalProfile.ValueType  # 3
-"""The best evidence."""
+"""And the question asked again with what the evidence names in place of what the question names; needs an encoder."""
 Global___RetrievalProfile: _TypeAlias = RetrievalProfile  # noqa: Y015
 
 @_typing.final
