@@ -254,6 +254,30 @@ async def test_an_entity_that_only_hidden_documents_know_is_not_known(store: Gra
     assert {key: entity.mention_count for key, entity in entry.entities.items()} == {"quiet protocol": 1, "xanadu": 1}
 
 
+async def test_a_title_that_comes_back_counts_what_it_makes_once(store: GraphStore) -> None:
+    await store.write("c", (), embedding_model="", options=DIVIDED, deadline=soon())
+    title = document("title", "Quiet protocol", "Nothing.")
+    await put(
+        store,
+        document("lower", "Lower", "they used the quiet protocol here."),
+        document("upper", "Upper", "It was called Quiet Protocol then."),
+        document("secret", "Secret", "Nothing.", readers=frozenset({"staff"})),
+    )
+    counts = []
+    for _ in range(2):
+        await put(store, title)
+        async with view(store) as snapshot:
+            counts.append((await snapshot.enter(entities=["quiet protocol"], deadline=soon())).entities)
+        await store.delete_documents("c", ["title"], deadline=soon())
+    assert [(found["quiet protocol"].mention_count, found["quiet protocol"].title_count) for found in counts] == [
+        (2, 1),
+        (2, 1),
+    ]
+    async with view(store) as snapshot:
+        left = (await snapshot.enter(entities=["quiet protocol"], deadline=soon())).entities["quiet protocol"]
+    assert (left.mention_count, left.title_count) == (1, 0)
+
+
 async def test_links_from_hidden_passages_count_for_nobody_else(store: GraphStore) -> None:
     await store.write("c", (), embedding_model="", options=DIVIDED, deadline=soon())
     hidden = [

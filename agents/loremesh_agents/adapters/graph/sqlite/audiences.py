@@ -204,10 +204,9 @@ class AudienceChanges:
             "INSERT INTO audience_term VALUES {rows} ON CONFLICT DO UPDATE SET passage_count = passage_count + excluded.passage_count",
             [(self._collection, *change) for change in changes],
         )
-        execute_rows(
-            self._connection,
-            "DELETE FROM audience_term WHERE passage_count = 0 AND (collection, term, audience) IN (VALUES {rows})",
-            [(self._collection, term, audience) for term, audience, change in changes if change < 0],
+        self._connection.execute(
+            "DELETE FROM audience_term WHERE collection = ? AND term IN (SELECT value FROM json_each(?)) AND passage_count = 0",
+            (self._collection, json.dumps([term for term, _, change in changes if change < 0])),
         )
 
     def _store_entities(self) -> None:
@@ -222,11 +221,10 @@ class AudienceChanges:
             " titled_count = titled_count + excluded.titled_count, title_count = title_count + excluded.title_count",
             [(*key, *counts) for key, counts in sorted(changes.items())],
         )
-        execute_rows(
-            self._connection,
-            "DELETE FROM audience_entity WHERE capitalised_count = 0 AND titled_count = 0 AND title_count = 0"
-            " AND (entity, audience) IN (VALUES {rows})",
-            [key for key, counts in sorted(changes.items()) if min(counts) < 0],
+        self._connection.execute(
+            "DELETE FROM audience_entity WHERE entity IN (SELECT value FROM json_each(?))"
+            " AND capitalised_count = 0 AND titled_count = 0 AND title_count = 0",
+            (json.dumps([entity for (entity, _), counts in changes.items() if min(counts) < 0]),),
         )
 
     def _store_links(self) -> None:
@@ -236,8 +234,7 @@ class AudienceChanges:
             "INSERT INTO audience_link VALUES {rows} ON CONFLICT DO UPDATE SET link_count = link_count + excluded.link_count",
             [(self._collection, *change) for change in changes],
         )
-        execute_rows(
-            self._connection,
-            "DELETE FROM audience_link WHERE link_count = 0 AND (collection, target, audience) IN (VALUES {rows})",
-            [(self._collection, target, audience) for target, audience, change in changes if change < 0],
+        self._connection.execute(
+            "DELETE FROM audience_link WHERE collection = ? AND target IN (SELECT value FROM json_each(?)) AND link_count = 0",
+            (self._collection, json.dumps([target for target, _, change in changes if change < 0])),
         )
