@@ -8,17 +8,14 @@ rounds. A paced token carries the time at which it was due; its lag is how much 
 import argparse
 import asyncio
 import json
-import os
 import statistics
 import sys
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import Any
 
 import grpc
-import psutil
 import uvloop
 from loremesh.v1 import coordinator_service_pb2 as ask_pb
 from loremesh.v1 import (
@@ -28,6 +25,7 @@ from loremesh.v1 import (
     message_pb2,
 )
 
+from bench.processes import Program, running
 from loremesh_agents.domain.answer import FinishReason, TokenDelta, Usage
 from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.generator.service import GeneratorService
@@ -77,23 +75,6 @@ async def _serve_generator(together: int) -> None:
     async with AgentServer("generator", [Service.of(descriptor, add, servicer)], ServerOptions()) as server:
         print("generator", server.target, flush=True)
         await asyncio.Event().wait()
-
-
-@asynccontextmanager
-async def _process(*command: str, **environment: str) -> AsyncIterator[tuple[psutil.Process, str]]:
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
-        env={**os.environ, "LOREMESH_TELEMETRY__LOG_LEVEL": "WARNING", **environment},
-    )
-    try:
-        assert process.stdout is not None
-        _, target = (await process.stdout.readline()).decode().split()
-        yield psutil.Process(process.pid), target
-    finally:
-        process.kill()
-        await process.wait()
 
 
 class _Sides:
@@ -159,24 +140,22 @@ async def _compare(sides: _Sides, streams: int, tokens: int, rounds: int) -> tup
 
 
 async def _measure(rounds: int) -> dict[str, Any]:
-    serve = (sys.executable, "-m", "loremesh_agents.cli", "serve", "coordinator", "--free-ports")
+    serve = ("loremesh_agents.cli", "serve", "coordinator", "--free-ports")
     figures: dict[str, Any] = {}
     for name, together in (("", 32), ("_uncoalesced", 1)):
-        async with _process(sys.executable, "-m", "bench.relay", "generator", str(together)) as (_, generator):
+        async with running("bench.relay", "generator", str(together)) as generator:
             environment = {
-                "LOREMESH_ADDRESSES__GENERATOR": generator,
+                "LOREMESH_ADDRESSES__GENERATOR": generator.target,
                 "LOREMESH_COORDINATOR__TOKENS_TOGETHER": str(together),
             }
-            async with _process(*serve, **environment) as (coordinator, target):
-                sides = _Sides(generator, target)
+            async with running(*serve, **environment) as coordinator:
+                sides = _Sides(generator.target, coordinator.target)
                 figures |= await _measure_side(sides, coordinator, name, together, rounds)
                 await sides.close()
     return figures
 
 
-async def _measure_side(
-    sides: _Sides, coordinator: psutil.Process, name: str, together: int, rounds: int
-) -> dict[str, Any]:
+async def _measure_side(sides: _Sides, coordinator: Program, name: str, together: int, rounds: int) -> dict[str, Any]:
     one, one_rate = await _compare(sides, 1, 20_000 if together > 1 else 4_000, rounds)
     many, many_rate = await _compare(sides, _STREAMS, 4_000 if together > 1 else 400, rounds)
     figures: dict[str, Any] = {
@@ -185,11 +164,10 @@ async def _measure_side(
         f"tokens_per_s_1{name}": round(one_rate),
         f"tokens_per_s_64{name}": round(many_rate),
     }
-    before = coordinator.cpu_times()
+    before = coordinator.cpu_seconds()
     tokens = 4_000 if together > 1 else 400
     await sides.round("mesh", _STREAMS, _order(tokens), _NO_LAGS)
-    after = coordinator.cpu_times()
-    cpu = after.user + after.system - before.user - before.system
+    cpu = coordinator.cpu_seconds() - before
     figures[f"cpu_us_per_token{name}"] = round(cpu / (tokens * _STREAMS) * 1e6, 2)
     if name:
         return figures
