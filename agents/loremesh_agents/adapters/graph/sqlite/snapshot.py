@@ -372,10 +372,10 @@ class SqliteSnapshot:
         condition, parameters = self._visibility.passage("p.id")
         rows = connection.execute(
             "SELECT p.id, p.collection, o.document_id, p.ordinal, p.length, p.terms, p.counts, v.vector"
-            " FROM passage p JOIN document o ON o.id = p.document LEFT JOIN vector v ON v.passage = p.id"
-            " WHERE p.id IN (SELECT value FROM json_each(?))"
-            f" AND p.collection IN (SELECT value FROM json_each(?)){condition} ORDER BY p.id",
-            (json.dumps(list(refs)), self._ids, *parameters),
+            " FROM json_each(?) j CROSS JOIN passage p ON p.id = j.value JOIN document o ON o.id = p.document"
+            " LEFT JOIN vector v ON v.passage = p.id"
+            f" WHERE p.collection IN (SELECT value FROM json_each(?)){condition}",
+            (json.dumps(sorted(refs)), self._ids, *parameters),
         ).fetchall()
         ids = dict(
             connection.execute(
