@@ -84,7 +84,6 @@ class Connections:
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         connection.execute("PRAGMA temp_store = MEMORY")
-        connection.execute("PRAGMA mmap_size = 1073741824")
         if read_only:
             connection.execute("PRAGMA query_only = 1")
         return connection
