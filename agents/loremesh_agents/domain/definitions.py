@@ -19,6 +19,8 @@ _ARTICLE = re.compile(r"^(?:the|a|an)\s+", re.IGNORECASE)
 _TITLE_OF_RESPECT = re.compile(
     r"^(?:(?:Captain|Colonel|Count|Dame|Doña|Don|Dr|General|Lady|Lord|Major|Prince|Princess|Professor|Queen|King|Rev|Saint|Sir)\.?\s+)+"
 )
+_SPOKEN_OF = re.compile(r"[Tt]he\s+[a-zß-öø-ÿ]+")
+"""As in "The film was released": what was named before, and so nothing's name."""
 _CAPITALISED = re.compile(r"\w*[^\W\d_a-zß-öø-ÿ]\w*")
 
 
@@ -40,7 +42,7 @@ def defined(text: str) -> Iterator[str]:
 def _is_name(text: str) -> bool:
     """Whether a subject is more than the beginning of a sentence, as in "This was" or "In 1900 there were"."""
     words = _ARTICLE.sub("", text).split()
-    if not 0 < len(words) <= _LONGEST or not entity_key(text):
+    if not 0 < len(words) <= _LONGEST or not entity_key(text) or _SPOKEN_OF.fullmatch(text):
         return False
     if entity_key(words[0]) not in FUNCTION_WORDS:
         return True

@@ -34,6 +34,7 @@ def test_the_subject_of_the_first_sentence_is_what_it_defines(text: str, names: 
         "This was bad.",
         "In 1900 there were three of them.",
         "He said that it was late.",
+        "The film was released in 1960.",
         "Nothing here has a verb of that kind",
         "A heading\n\nis no sentence",
         "a " * 500 + "is long",
