@@ -305,3 +305,25 @@ async def test_a_document_without_a_title_is_found_by_what_it_defines_and_shown_
     assert [step.edge for step in evidence[0].why.path] == [EdgeKind.NAMED_IN_QUESTION, EdgeKind.TITLE]
     found_by_id, _ = await found(service(store), RetrievalRequest("p7?", ("docs",)))
     assert "p7" not in documents(found_by_id)
+
+
+async def test_many_questions_at_once_are_all_answered(store: SqliteGraphStore) -> None:
+    retriever = service(store)
+    answers = await asyncio.gather(*(found(retriever, ASKED) for _ in range(40)))
+    (alone, _) = await found(retriever, ASKED)
+    assert all(documents(evidence) == documents(alone) for evidence, _ in answers)
+
+
+async def test_a_question_that_is_given_up_while_others_are_asked_leaves_the_store_usable(
+    store: SqliteGraphStore,
+) -> None:
+    retriever = service(store)
+    asked = [asyncio.create_task(found(retriever, ASKED)) for _ in range(20)]
+    await asyncio.sleep(0)
+    for task in asked[::2]:
+        task.cancel()
+    results = await asyncio.gather(*asked, return_exceptions=True)
+    assert all(isinstance(result, asyncio.CancelledError) for result in results[::2])
+    assert all(isinstance(result, tuple) for result in results[1::2])
+    evidence, _ = await found(retriever, ASKED)
+    assert evidence

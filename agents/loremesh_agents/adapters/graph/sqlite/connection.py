@@ -58,7 +58,7 @@ class Connections:
 
     Args:
         path: The database file; made, with its folder, where it does not exist.
-        readers: Connections for reading, each with a thread: the queries that run at once.
+        readers: Connections for reading: the snapshots that are held at once, and some for reads besides.
     """
 
     def __init__(self, path: Path, readers: int) -> None:
@@ -74,7 +74,11 @@ class Connections:
         for connection in self._readers:
             self._idle.put_nowait(connection)
         self._writing = asyncio.Lock()
-        self._threads = ThreadPoolExecutor(readers + 1, thread_name_prefix="sqlite")
+        # One thread for all reads: the driver gives the interpreter's lock away at each row, and threads that contend for it get less done together than one alone.
+        self._threads = {
+            "read": ThreadPoolExecutor(1, thread_name_prefix="sqlite-read"),
+            "write": ThreadPoolExecutor(1, thread_name_prefix="sqlite-write"),
+        }
         self._closed = False
 
     def _open(self, *, read_only: bool) -> sqlite3.Connection:
@@ -153,10 +157,15 @@ class Connections:
             with translated_errors():
                 return work()
 
-        running = asyncio.get_running_loop().run_in_executor(self._threads, supervised)
+        threads = self._threads["write" if connection is self._writer else "read"]
+        submitted = threads.submit(supervised)
+        running = asyncio.wrap_future(submitted)
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
+            if submitted.cancel():
+                # It had not begun.
+                raise
             connection.interrupt()
             # The connection is given to the next one only when its thread is done with it, however often we are cancelled.
             while not running.done():
@@ -171,6 +180,7 @@ class Connections:
         if self._closed:
             return
         self._closed = True
-        await asyncio.get_running_loop().run_in_executor(None, self._threads.shutdown)
+        for threads in self._threads.values():
+            await asyncio.get_running_loop().run_in_executor(None, threads.shutdown)
         for connection in [*self._readers, self._writer]:
             connection.close()
