@@ -250,7 +250,7 @@ async def ranked(
     found: list[tuple[object, ...]] = []
     async for event in retriever.retrieve(request, principal=principal, deadline=soon()):
         if isinstance(event, Evidence):
-            found.append((event.source.passage_id, round(event.score, 6), event.why.path))  # type: ignore[union-attr]
+            found.append((event.source.passage_id, round(event.score, 6), event.why.path))
         elif isinstance(event, Completion):
             found.append((event.usage.candidate_count, event.usage.evidence_count))
     return found
@@ -266,7 +266,7 @@ async def listed(store: GraphStore) -> dict[str, object]:
         "counts": counts,
         "reached": reached.revision,
         "changes": [
-            (change.document_id, change.revision, change.document and replace(change.document, update_time=None))  # type: ignore[arg-type]
+            (change.document_id, change.revision, change.document and replace(change.document, update_time=None))
             for change in changes
         ],
         "vectors": vectors.vectors.tolist(),

@@ -31,7 +31,7 @@ LONDON = document("london", "London", "London is the capital of England.")
 
 
 async def put(store: GraphStore, *documents: object, collection: str = "c") -> CollectionRevision:
-    revision, _ = await store.write(collection, writes(*documents), embedding_model="", deadline=soon())  # type: ignore[arg-type]
+    revision, _ = await store.write(collection, writes(*documents), embedding_model="", deadline=soon())
     return revision
 
 
@@ -46,14 +46,14 @@ def view(
 
 
 async def linked_ids(store: GraphStore, key: str, **options: object) -> dict[str, float]:
-    async with view(store, **options) as snapshot:  # type: ignore[arg-type]
+    async with view(store, **options) as snapshot:
         found = await snapshot.enter(entities=[key], title_limit=10, deadline=soon())
         passages = await snapshot.fetch([edge.passage for edge in found.titles], deadline=soon())
         return {passages[edge.passage].document_id: edge.weight for edge in found.titles}
 
 
 async def reached_ids(store: GraphStore, key: str, **options: object) -> set[str]:
-    async with view(store, **options) as snapshot:  # type: ignore[arg-type]
+    async with view(store, **options) as snapshot:
         found = await snapshot.expand(
             [], [], entities=[key], known=(), mention_limit=60, title_limit=10, deadline=soon()
         )
@@ -320,7 +320,7 @@ async def test_sets_of_readers_are_bounded_where_statistics_are_kept_of_them(sto
     await store.write("c", writes(*full), embedding_model="", options=DIVIDED, deadline=soon())
 
     async def outcomes(*documents: object) -> list[Outcome]:
-        _, results = await store.write("c", writes(*documents), embedding_model="", deadline=soon())  # type: ignore[arg-type]
+        _, results = await store.write("c", writes(*documents), embedding_model="", deadline=soon())
         return [result.outcome for result in results]
 
     more = of(MOST_READER_SETS)
@@ -427,7 +427,7 @@ async def test_a_watcher_sees_revisions_rise(store: GraphStore) -> None:
     assert (await anext(watcher)).revision == 1
     await put(store, ENGINE)
     assert (await anext(watcher)).revision == 2
-    await watcher.aclose()  # type: ignore[attr-defined]
+    await watcher.aclose()
 
 
 async def test_a_passed_deadline_stops_the_query(store: GraphStore) -> None:

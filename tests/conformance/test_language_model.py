@@ -46,7 +46,7 @@ async def model(engine: LanguageModel) -> Model:
 
 
 def asked(**options: object) -> GenerationRequest:
-    return replace(ASKED, options=SamplingOptions(**options))  # type: ignore[arg-type]
+    return replace(ASKED, options=SamplingOptions(**options))
 
 
 async def written(

@@ -19,7 +19,7 @@ async def parser() -> AsyncIterator[FileParser]:
 
 
 async def parse(parser: FileParser, media_type: str, data: bytes, **fields: str) -> Document | Unparsed:
-    (found,) = await parser.parse(Upload("d", media_type, data, **fields), deadline=soon())  # type: ignore[arg-type]
+    (found,) = await parser.parse(Upload("d", media_type, data, **fields), deadline=soon())
     return found
 
 

@@ -63,7 +63,7 @@ class Client:
 
 
 def settings_for(folder: Path, **changes: object) -> Settings:
-    return Settings(stores=StoreSettings(data=folder, embedder="none"), **changes)  # type: ignore[arg-type]
+    return Settings(stores=StoreSettings(data=folder, embedder="none"), **changes)
 
 
 @asynccontextmanager
@@ -94,7 +94,7 @@ async def start(tmp_path: Path) -> AsyncIterator[Callable[..., object]]:
 @pytest.fixture
 async def client(start: Callable[..., object]) -> Client:
     """A mesh with the documents above."""
-    found: Client = await start()  # type: ignore[misc]
+    found: Client = await start()
     await found.ingest(DOCUMENTS)
     return found
 
@@ -126,7 +126,7 @@ async def answers(
         case grpc.aio.UnaryStreamMultiCallable():
             stream = _PEER.stream(method, requests[0], None, metadata)
         case _:
-            stream = _PEER.duplex(method, sent(), None, metadata)  # type: ignore[arg-type]
+            stream = _PEER.duplex(method, sent(), None, metadata)
     async with stream:
         async for answer in stream:
             yield answer

@@ -161,7 +161,7 @@ class Asking:
         wait_for_ready: bool = False,
         **fields: object,
     ) -> None:
-        request = pb.AskRequest(question=QUESTION, **fields)  # type: ignore[arg-type]
+        request = pb.AskRequest(question=QUESTION, **fields)
         self.channel = grpc.aio.insecure_channel(target, options=[("grpc.use_local_subchannel_pool", 1)])
         stub = coordinator_service_pb2_grpc.CoordinatorServiceStub(self.channel)
         options = {"timeout": timeout, "wait_for_ready": wait_for_ready}

@@ -10,7 +10,7 @@ from tests.mesh.conftest import Client
 
 
 async def ask(client: Client, question: str, **fields: object) -> list[pb.AskResponse]:
-    request = pb.AskRequest(question=question, **fields)  # type: ignore[arg-type]
+    request = pb.AskRequest(question=question, **fields)
     return [event async for event in client.coordinator.Ask(request, timeout=20)]
 
 
@@ -27,7 +27,7 @@ async def ended(call: object) -> None:
         async for _ in call:
             pass
     else:
-        await call  # type: ignore[misc]
+        await call
 
 
 async def reason_of(call: object) -> tuple[grpc.StatusCode, error_details_pb2.ErrorInfo, status_pb2.Status]:

@@ -23,7 +23,7 @@ class Talk:
             yield request
 
     def say(self, turn_id: str, question: str, **fields: object) -> None:
-        turn = pb.Turn(turn_id=turn_id, ask=pb.AskRequest(question=question, **fields))  # type: ignore[arg-type]
+        turn = pb.Turn(turn_id=turn_id, ask=pb.AskRequest(question=question, **fields))
         self._requests.put_nowait(pb.ChatRequest(turn=turn))
 
     def cancel(self, turn_id: str) -> None:

@@ -196,7 +196,7 @@ async def test_who_takes_longer_than_the_grace_is_sent_elsewhere(tmp_path: Path,
 async def all_served(folder: Path) -> AsyncIterator[tuple[Served, Client, Health]]:
     arguments = ("all", "--free-ports")
     async with serving(folder, *arguments, lines=len(ALL)) as served, AsyncExitStack() as stack:
-        client = Client(served)  # type: ignore[arg-type]  # it wants agents with targets
+        client = Client(served)  # it wants agents with targets
         stack.push_async_callback(client.close)
         health = Health(served.targets, stack)
         await health.serving()

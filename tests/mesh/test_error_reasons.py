@@ -103,7 +103,7 @@ async def refused(events: AsyncIterator[Message]) -> Refusal:
 
 def calling(agent: str, method: str, *requests: Message, **more: object) -> Callable[[Scene], Awaitable[Refusal]]:
     def happens(scene: Scene) -> Awaitable[Refusal]:
-        return refused(answers(getattr(getattr(scene.client, agent), method), *requests, **more))  # type: ignore[arg-type]
+        return refused(answers(getattr(getattr(scene.client, agent), method), *requests, **more))
 
     return happens
 
@@ -127,7 +127,7 @@ def retrieval(collection: str = "docs", uid: str = "", revision: int = 0) -> ret
 
 
 def generation(**fields: object) -> generator_pb.GenerateRequest:
-    return generator_pb.GenerateRequest(messages=[{"role": "ROLE_USER", "text": "Who?"}], **fields)  # type: ignore[arg-type]
+    return generator_pb.GenerateRequest(messages=[{"role": "ROLE_USER", "text": "Who?"}], **fields)
 
 
 async def a_collection_is_deleted_and_made_again(scene: Scene) -> Refusal:

@@ -20,7 +20,7 @@ def blob(
     document_id: str, data: bytes, media_type: str = "text/plain", total: int = 0, **fields: object
 ) -> pb.IngestRequest:
     content = document_pb2.Blob(media_type=media_type, data=data, total_size=total)
-    return pb.IngestRequest(document=document_pb2.Document(document_id=document_id, blob=content, **fields))  # type: ignore[arg-type]
+    return pb.IngestRequest(document=document_pb2.Document(document_id=document_id, blob=content, **fields))
 
 
 async def ingest(client: Client, *requests: pb.IngestRequest) -> list[pb.IngestResponse]:

@@ -10,7 +10,7 @@ from tests.mesh.conftest import Client
 
 
 async def retrieve(client: Client, question: str, **fields: object) -> list[pb.RetrieveResponse]:
-    request = pb.RetrieveRequest(question=question, **fields)  # type: ignore[arg-type]
+    request = pb.RetrieveRequest(question=question, **fields)
     return [event async for event in client.retriever.Retrieve(request, timeout=20)]
 
 
@@ -23,12 +23,12 @@ def documents_of(events: list[pb.RetrieveResponse]) -> list[str]:
 
 
 async def expand(client: Client, **fields: object) -> list[pb.ExpandResponse]:
-    return [event async for event in client.retriever.Expand(pb.ExpandRequest(**fields), timeout=20)]  # type: ignore[arg-type]
+    return [event async for event in client.retriever.Expand(pb.ExpandRequest(**fields), timeout=20)]
 
 
 async def code_of(call: object) -> grpc.StatusCode:
     with pytest.raises(grpc.aio.AioRpcError) as raised:
-        async for _ in call:  # type: ignore[attr-defined]
+        async for _ in call:
             pass
     return raised.value.code()
 

@@ -51,7 +51,7 @@ def comparable(event: pb.AskResponse) -> dict[str, object]:
 
 def merged(events: list[dict[str, object]]) -> list[dict[str, object]]:
     """The events with the deltas joined: how tokens travel together is a matter of time."""
-    text = "".join(event["delta"]["text"] for event in events if "delta" in event)  # type: ignore[index]
+    text = "".join(event["delta"]["text"] for event in events if "delta" in event)
     return [{"text": text}, *(event for event in events if "delta" not in event)]
 
 

@@ -7,7 +7,7 @@ from loremesh_agents.domain.conversation import PassageReference
 from loremesh_agents.domain.document import Passage
 from loremesh_agents.domain.evidence import Evidence
 from loremesh_agents.domain.retrieval import RetrievalRequest
-from loremesh_agents.retriever.service import Edge, ExpandRequest, Node
+from loremesh_agents.retriever.neighbourhood import Edge, ExpandRequest, Node
 from loremesh_agents.runtime import wire
 
 _DEFAULT_DEPTH = 1

@@ -18,7 +18,7 @@ def turn(turn_id: str, budget: float | None = None) -> Turn:
 
 
 def chat_with(peers: Peers, **settings: int) -> Chat:
-    return Chat(CoordinatorService(peers, peers, peers, CoordinatorSettings(**settings)))  # type: ignore[arg-type]
+    return Chat(CoordinatorService(peers, peers, peers, CoordinatorSettings(**settings)))
 
 
 async def ends(chat: Chat, inputs: AsyncIterator[Turn | CancelTurn]) -> dict[str, Completion]:

@@ -19,7 +19,7 @@ QUESTION = Question(RetrievalRequest("What is water?"))
 
 
 def service_of(peers: Peers, **settings: float) -> CoordinatorService:
-    return CoordinatorService(peers, peers, peers, CoordinatorSettings(**settings))  # type: ignore[arg-type]
+    return CoordinatorService(peers, peers, peers, CoordinatorSettings(**settings))
 
 
 async def test_events_come_in_their_order() -> None:

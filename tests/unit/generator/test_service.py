@@ -90,7 +90,7 @@ async def all_of(
 
 
 def asked(**options: object) -> GenerationRequest:
-    return replace(ASKED, options=SamplingOptions(**options))  # type: ignore[arg-type]
+    return replace(ASKED, options=SamplingOptions(**options))
 
 
 async def test_who_writes_comes_first_and_a_completion_last() -> None:

@@ -111,7 +111,7 @@ def reasons(completion: Completion) -> list[tuple[str, DegradationReason]]:
 
 
 def documents(evidence: Sequence[Evidence]) -> list[str]:
-    return [entry.source.document_id for entry in evidence]  # type: ignore[union-attr]
+    return [entry.source.document_id for entry in evidence]
 
 
 ASKED = RetrievalRequest("Where does the head of Acme Corporation come from?", ("docs",))
