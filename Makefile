@@ -1,7 +1,7 @@
 # Everything that a developer does. A fresh machine needs Python 3.11 and make; `check` and `generate` need Node.js and Go as well, `test-clients` Go.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test check generate reference test-clients bench tools constraints clean
+.PHONY: help install demo test check generate reference test-clients test-engines bench tools constraints clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -50,6 +50,9 @@ reference: $(VENV)/.dev ## Writes docs/cli.md and docs/configuration.md anew fro
 
 test-clients: $(VENV)/.dev $(TOOLS)/.grpcurl ## Runs the tests that need clients in other languages.
 	LOREMESH_TEST_GRPCURL=$(abspath $(TOOLS)/bin/grpcurl) $(BIN)/python -m pytest -m clients
+
+test-engines: $(VENV)/.dev ## Installs, starts, tests and stops real servers.
+	$(BIN)/python -m pytest -m engines --timeout 600
 
 bench: $(VENV)/.dev ## Runs a benchmark: make bench ARGS="retrieval --data FOLDER".
 	$(BIN)/python -m bench $(ARGS)
