@@ -9,13 +9,13 @@ from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.retrieval import PassageRef
 from loremesh_agents.domain.revision import CollectionRevision
 
-_MOST_POSTINGS = 1_000
+_MOST_POSTINGS = 500
 
 
 class SqliteTextIndex:
     """See `ports.text.TextIndex`. Never behind: the tables change in the graph's own transactions.
 
-    The rarest terms are asked for until 1,000 passages contain one of them; the commoner ones tell passages apart so little that they only cost
+    The rarest terms are asked for until 500 passages contain one of them; the commoner ones tell passages apart so little that they only cost
     time. So the work does not grow with the collection.
 
     Args:
