@@ -73,9 +73,9 @@ class Trees:
         starts = np.arange(len(rows))[:, None] * rows.shape[1]
         node = np.tile(roots, (len(rows), 1))
         for _ in range(self.depth):
-            goes_left = flat.take(starts + signal.take(node)) <= threshold.take(node)
-            node = np.where(goes_left, left.take(node), right.take(node))
-        return np.asarray(value.take(node).sum(axis=1), dtype=np.float64)
+            goes_left = flat[starts + signal[node]] <= threshold[node]
+            node = np.where(goes_left, left[node], right[node])
+        return np.asarray(value[node].sum(axis=1), dtype=np.float64)
 
     @cached_property
     def _joined(self) -> "_Joined":
