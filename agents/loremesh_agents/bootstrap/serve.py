@@ -119,12 +119,12 @@ async def serve(mesh: Mesh, settings: Settings) -> None:
 
 
 def channel_options(settings: Settings) -> ChannelOptions:
-    """How to connect to agents."""
+    """How to connect to agents: calls go in turn to all addresses that a name has."""
     security = settings.security
     if security.mode in ("plain", "sidecar"):
-        return ChannelOptions()
+        return ChannelOptions(balance="round_robin")
     own = (security.certificate, security.key) if security.mode == "mtls" else (None, None)
-    return ChannelOptions(tls=ClientTls(security.ca, *own, security.server_name))
+    return ChannelOptions(tls=ClientTls(security.ca, *own, security.server_name), balance="round_robin")
 
 
 class _Peers:

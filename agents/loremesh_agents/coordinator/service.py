@@ -7,6 +7,7 @@ from contextlib import aclosing
 from dataclasses import replace
 
 from loremesh_agents.coordinator.events import Event, Heartbeat, Question, Sources
+from loremesh_agents.coordinator.generation import continued
 from loremesh_agents.coordinator.settings import CoordinatorSettings
 from loremesh_agents.domain.answer import (
     Citation,
@@ -124,7 +125,13 @@ class CoordinatorService:
     ) -> AsyncGenerator[GenerationStart | TokenDelta | ToolCallPiece | Completion]:
         """The answer to a prompt."""
         request = GenerationRequest(prompt.messages, plan.standalone_question, prompt.sources, question.options)
-        return self._generator.generate(request, deadline=deadline)
+        return continued(
+            self._generator,
+            request,
+            attempts=self._settings.generation_attempts,
+            pause=self._settings.generation_pause,
+            deadline=deadline,
+        )
 
 
 class _Answer:
