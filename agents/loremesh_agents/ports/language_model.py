@@ -63,12 +63,18 @@ class ResumePoint:
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """What to write; see `loremesh.v1.GenerateRequest`."""
+    """What to write; see `loremesh.v1.GenerateRequest`.
+
+    Attributes:
+        default_max_tokens: Most tokens where the options do not say; less where the context has no room for as many.
+            0: as many as there is room for.
+    """
 
     messages: tuple[Message, ...]
     question: str
     sources: tuple[Source, ...] = ()
     options: SamplingOptions = DEFAULT_SAMPLING
+    default_max_tokens: int = 0
     tools: tuple[Tool, ...] = ()
     resume: ResumePoint | None = None
 
@@ -150,7 +156,7 @@ class Emitted:
 class LanguageModel(Protocol):
     """An engine with one or more models.
 
-    Errors raised: `ModelNotFound`, `UnsupportedByModel`, `ModelChanged`, `BackendUnavailable`, `BudgetExhausted`.
+    Errors raised: `InvalidRequest`, `ModelNotFound`, `UnsupportedByModel`, `ModelChanged`, `BackendUnavailable`, `BudgetExhausted`.
     """
 
     async def models(self, *, deadline: Deadline) -> tuple[Model, ...]:

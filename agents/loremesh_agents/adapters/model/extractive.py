@@ -49,7 +49,7 @@ class ExtractiveModel:
         text, stopped = _until_stop(text, request.options.stop)
         tokens = _TOKEN.findall(text)
         first = self._resume_at(request, tokens)
-        limit = request.options.max_tokens or len(tokens)
+        limit = request.options.max_tokens or request.default_max_tokens or len(tokens)
         emitted = tokens[first:limit]
         for sequence, token in enumerate(emitted, first):
             if deadline.expired:
