@@ -152,22 +152,31 @@ def open_embedder(stores: StoreSettings) -> Embedder | None:
 
 
 def open_model(stores: StoreSettings, settings: LanguageModelSettings) -> LanguageModel:
-    """The engine that writes answers. It need not be there yet: calls fail with BACKEND_UNAVAILABLE until it is.
+    """The engine that writes answers, or all of them as one. They need not be there yet: calls fail with BACKEND_UNAVAILABLE until they are.
 
     Raises:
-        ConfigurationError: The URL names nothing that this build has, a driver is not installed, or a tokenizer cannot be read.
+        ConfigurationError: A URL names nothing that this build has, a driver is not installed, or a tokenizer cannot be read.
     """
-    scheme = urlsplit(stores.model).scheme
+    urls = list(dict.fromkeys(url.strip() for url in stores.model.split(",")))
+    if len(urls) == 1:
+        return _open_engine(urls[0], settings)
+    from loremesh_agents.adapters.model.pool import EnginePool
+
+    return EnginePool({url: _open_engine(url, settings) for url in urls})
+
+
+def _open_engine(url: str, settings: LanguageModelSettings) -> LanguageModel:
+    scheme = urlsplit(url).scheme
     match scheme:
         case "extractive":
             from loremesh_agents.adapters.model.extractive import ExtractiveModel
 
             return ExtractiveModel()
         case "vllm+grpc" | "trtllm+grpc":
-            _require("stores.model", stores.model, ("smg_grpc_proto", "tokenizers", "jinja2"), "models")
+            _require("stores.model", url, ("smg_grpc_proto", "tokenizers", "jinja2"), "models")
             from loremesh_agents.adapters.model.token_model import TokenModel
 
-            target = _host_and_port("stores.model", stores.model)
+            target = _host_and_port("stores.model", url)
             if scheme == "vllm+grpc":
                 from loremesh_agents.adapters.model.vllm_grpc import VllmGrpcEngine
 
@@ -179,12 +188,12 @@ def open_model(stores: StoreSettings, settings: LanguageModelSettings) -> Langua
             return TokenModel(trtllm, tokenizer=settings.tokenizer)
         case "openai+http" | "openai+https":
             needed = ("httpx", "jinja2", *(("tokenizers",) if settings.tokenizer is not None else ()))
-            _require("stores.model", stores.model, needed, "models")
-            _host("stores.model", stores.model)
+            _require("stores.model", url, needed, "models")
+            _host("stores.model", url)
             from loremesh_agents.adapters.model.openai_http import OpenAiModel
 
             return OpenAiModel(
-                stores.model.removeprefix("openai+"),
+                url.removeprefix("openai+"),
                 name=settings.name,
                 api_key=settings.api_key.get_secret_value(),
                 tokenizer=settings.tokenizer,
@@ -194,7 +203,7 @@ def open_model(stores: StoreSettings, settings: LanguageModelSettings) -> Langua
         case _:
             raise _unknown(
                 "stores.model",
-                stores.model,
+                url,
                 "extractive://, vllm+grpc://host:port, openai+http(s)://host:port/v1 and trtllm+grpc://host:port",
             )
 

@@ -57,7 +57,7 @@ class StoreSettings(_Group):
     embedder: str = "minilm://"
     """Encoder: `minilm://` (the installed package, else a download), `minilm:///folder`, or `none`."""
     model: str = "extractive://"
-    """Engine that writes answers: `extractive://`, `vllm+grpc://host:port`, `openai+http://host:port/v1` (or `openai+https://`), `trtllm+grpc://host:port`."""
+    """Engine that writes answers: `extractive://`, `vllm+grpc://host:port`, `openai+http://host:port/v1` (or `openai+https://`), `trtllm+grpc://host:port`. Several that serve the same model, parted by commas, write as one."""
 
 
 class LanguageModelSettings(_Group):

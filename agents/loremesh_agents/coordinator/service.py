@@ -7,7 +7,6 @@ from contextlib import aclosing
 from dataclasses import replace
 
 from loremesh_agents.coordinator.events import Event, Heartbeat, Question, Sources
-from loremesh_agents.coordinator.generation import continued
 from loremesh_agents.coordinator.settings import CoordinatorSettings
 from loremesh_agents.domain.answer import (
     Citation,
@@ -28,6 +27,7 @@ from loremesh_agents.domain.followup import EarlierTurn, standalone, turns
 from loremesh_agents.domain.lexicon import search_terms
 from loremesh_agents.domain.plan import Plan, PlanStep, Route
 from loremesh_agents.domain.read_ahead import ReadAhead
+from loremesh_agents.ports.continuation import continued
 from loremesh_agents.ports.language_model import GenerationRequest, ToolCallPiece
 from loremesh_agents.ports.peers import GenerationStart, Generator, Prompt, Retriever, SynthesisStart, Synthesizer
 
@@ -126,8 +126,8 @@ class CoordinatorService:
         """The answer to a prompt."""
         request = GenerationRequest(prompt.messages, plan.standalone_question, prompt.sources, question.options)
         return continued(
-            self._generator,
             request,
+            lambda rest: self._generator.generate(rest, deadline=deadline),
             attempts=self._settings.generation_attempts,
             pause=self._settings.generation_pause,
             deadline=deadline,

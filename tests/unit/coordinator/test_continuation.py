@@ -4,7 +4,6 @@ from collections.abc import AsyncGenerator, Sequence
 
 import pytest
 
-from loremesh_agents.coordinator.generation import continued
 from loremesh_agents.domain.answer import Completion, FinishReason, Resumption, TokenDelta
 from loremesh_agents.domain.conversation import Message, Role, Tool
 from loremesh_agents.domain.deadline import Deadline
@@ -18,6 +17,7 @@ from loremesh_agents.domain.errors import (
     PeerUnavailable,
     StreamIdle,
 )
+from loremesh_agents.ports.continuation import continued
 from loremesh_agents.ports.language_model import GenerationRequest, SamplingOptions, ToolCallPiece
 from loremesh_agents.ports.peers import GenerationStart
 
@@ -62,7 +62,14 @@ class Pods:
 
 async def written(pods: Pods, request: GenerationRequest = REQUEST, attempts: int = 4) -> tuple[str, Completion]:
     """The text that a reader sees, checked to come token by token, and the end."""
-    events = continued(pods, request, attempts=attempts, pause=0, deadline=Deadline.after(5))
+    deadline = Deadline.after(5)
+    events = continued(
+        request,
+        lambda rest: pods.generate(rest, deadline=deadline),
+        attempts=attempts,
+        pause=0,
+        deadline=deadline,
+    )
     text, tokens, starts, last = "", 0, 0, None
     async for event in events:
         assert last is None
