@@ -99,6 +99,10 @@ class VersionedGraphStore:
         """The engine, for what looks into it besides."""
         return self._engine
 
+    async def head(self, *, deadline: Deadline) -> Head:
+        """The newest state of the whole store, for those who look after it."""
+        return await self._now(deadline)
+
     async def write(
         self,
         collection: str,
