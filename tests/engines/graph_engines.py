@@ -1,9 +1,30 @@
 """The property graphs that real servers hold, each opened for a test: empty, and with the schema in force."""
 
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
+from neo4j import AsyncGraphDatabase
+
+from loremesh_agents.adapters.graph.neo4j import Address, Connection, Neo4jEngine
 from loremesh_agents.adapters.graph.versioned.engine import GraphEngine
+from loremesh_agents.domain.deadline import Deadline
+from loremesh_agents.domain.graph_schema import VERSION
+from tests.engines.servers import neo4j
 
-ENGINES: dict[str, Callable[[], AbstractAsyncContextManager[GraphEngine]]] = {}
+
+@asynccontextmanager
+async def opened_neo4j(scheme: str = "bolt") -> AsyncIterator[Neo4jEngine]:
+    server = neo4j.shared()
+    async with AsyncGraphDatabase.driver(
+        f"bolt://127.0.0.1:{server.port}", auth=(server.user, server.password)
+    ) as driver:
+        await driver.execute_query("MATCH (v) WHERE NOT v:Schema DETACH DELETE v")
+    engine = Neo4jEngine(Connection(Address.parse("stores.graph", server.url(scheme)), server.password))
+    for version in range(1, VERSION + 1):
+        await engine.migrate(version, deadline=Deadline.after(60))
+    yield engine
+    await engine.close()
+
+
+ENGINES: dict[str, Callable[[], AbstractAsyncContextManager[GraphEngine]]] = {"neo4j": opened_neo4j}
 """By name. A server is started when its first test needs it, and stopped at the end of the session."""
