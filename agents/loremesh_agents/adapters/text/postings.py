@@ -1,0 +1,52 @@
+"""Text candidates from the postings of a graph store whose engine has no text index of its own."""
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+
+from loremesh_agents.adapters.graph.versioned import VersionedGraphStore
+from loremesh_agents.domain.deadline import Deadline
+from loremesh_agents.domain.retrieval import PassageRef
+from loremesh_agents.domain.revision import CollectionRevision
+
+_MOST_POSTINGS = 1_000
+_SATURATION = 1.2
+_LIKELY_PASSAGES = 1_000_000
+"""What a term's rarity is judged against; only the order of the candidates depends on it."""
+
+
+class PostingsTextIndex:
+    """See `ports.text.TextIndex`. Never behind: postings are written with the passages.
+
+    The rarest terms are looked up until 1,000 passages contain one of them; the commoner ones tell passages apart so little that they only cost
+    time.
+
+    Args:
+        graph: Whose passages to search.
+    """
+
+    def __init__(self, graph: VersionedGraphStore) -> None:
+        self._graph = graph
+
+    async def search(
+        self, terms: Mapping[str, int], *, revisions: tuple[CollectionRevision, ...], limit: int, deadline: Deadline
+    ) -> tuple[PassageRef, ...]:
+        """See the port."""
+        chosen: list[str] = []
+        postings = 0
+        for term, count in sorted(
+            ((term, count) for term, count in terms.items() if count), key=lambda pair: (pair[1], pair[0])
+        ):
+            if chosen and postings + count > _MOST_POSTINGS:
+                break
+            postings += count
+            chosen.append(term)
+        scores: dict[int, float] = defaultdict(float)
+        for revision in revisions:
+            held = await self._graph.postings(revision, chosen, deadline=deadline)
+            for term, (refs, counts) in held.items():
+                rarity = math.log(1 + _LIKELY_PASSAGES / terms[term])
+                for ref, count in zip(refs.tolist(), counts.tolist(), strict=True):
+                    if count:
+                        scores[ref] += rarity * count / (count + _SATURATION)
+        return tuple(PassageRef(ref) for ref in sorted(scores, key=lambda ref: (-scores[ref], ref))[:limit])
