@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
@@ -50,9 +50,11 @@ class StoreSettings(_Group):
     data: Path = Field(default_factory=default_data_folder)
     """Folder of the embedded stores."""
     graph: str = ""
-    """Graph store: `sqlite:///path`, or `memory://` where one process serves both knowledge and retriever. Default: `graph.db` in the data folder."""
+    """Graph store: `sqlite:///path`, `memory://` where one process serves both knowledge and retriever, `bolt://user@host:port/database` or `neo4j://` of a cluster (with TLS: `bolt+s://`, `neo4j+s://`). Default: `graph.db` in the data folder."""
+    graph_password: SecretStr = SecretStr("")
+    """Password of the user in `stores.graph`; best as a file in the folder of secrets."""
     vectors: str = ""
-    """Vector index: `faiss:///folder`, `memory://`, or `none`. Default: `vectors` in the data folder, or in memory with the graph."""
+    """Vector index: `faiss:///folder`, `memory://`, or `none`. Default: the graph's own where it has one, `vectors` in the data folder, or in memory with the graph."""
     embedder: str = "minilm://"
     """Encoder: `minilm://` (the installed package, else a download), `minilm:///folder`, or `none`."""
     model: str = "extractive://"
@@ -269,12 +271,21 @@ def _explain(error: ValidationError, origins: Mapping[str, str]) -> str:
             sentences.append(f"the setting {name}{where} is unknown")
         else:
             rule = problem["msg"]
-            sentences.append(f"the setting {name}{where} is {problem['input']!r}: {rule[:1].lower()}{rule[1:]}")
+            value = "of a wrong kind" if name in _SECRETS else repr(problem["input"])
+            sentences.append(f"the setting {name}{where} is {value}: {rule[:1].lower()}{rule[1:]}")
     return "; ".join(sentences)
 
 
+_SECRETS = frozenset(
+    f"{group}.{name}"
+    for group, model in Settings.model_fields.items()
+    for name, field in cast("type[BaseModel]", model.annotation).model_fields.items()
+    if field.annotation is SecretStr
+)
+
+
 def effective(loaded: LoadedSettings) -> list[tuple[str, str, str]]:
-    """Name, value and origin of every setting. Keys and certificates are files, so no value is a secret itself."""
+    """Name, value and origin of every setting; asterisks in place of a secret."""
     values = loaded.settings.model_dump(mode="json")
     rows: list[tuple[str, str, str]] = []
     for name, value in _flatten(values):

@@ -24,7 +24,8 @@ def batches(changes: Changes) -> Iterator[Mapping[str, list[Row]]]:
     for parameter, row, weight in _rows(changes):
         if batch and total + weight > _MOST_WEIGHT:
             yield batch
-            batch, total = defaultdict(list), 0
+            batch = defaultdict(list)
+            total = 0
         batch[parameter].append(row)
         total += weight
     if batch:

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NoReturn, Self, cast
+from typing import Any, NoReturn, Protocol, Self, cast
 from urllib.parse import unquote, urlsplit
 
 import neo4j
@@ -36,6 +36,18 @@ _TIMED_OUT = frozenset(
 _NOT_SERVED = frozenset({"Neo.ClientError.Database.DatabaseNotFound", "Neo.ClientError.Security.Forbidden"})
 _FULL = "No space left on device"
 _NO_INDEX = "schema index"
+
+
+class _OpensDrivers(Protocol):
+    """Of the driver's module; the driver leaves its options untyped."""
+
+    def driver(self, uri: str, **options: object) -> neo4j.AsyncDriver: ...
+
+
+class _OpensSessions(Protocol):
+    """Of the driver; the same."""
+
+    def session(self, **options: object) -> neo4j.AsyncSession: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +119,7 @@ class Connection:
         if self._closed:
             raise BackendUnavailable(BACKEND)
         if self._open is None:
-            self._open = neo4j.AsyncGraphDatabase.driver(
+            self._open = cast("_OpensDrivers", neo4j.AsyncGraphDatabase).driver(
                 self._address.uri,
                 auth=(self._address.user, self._password) if self._address.user else None,
                 max_connection_pool_size=_POOL,
@@ -146,7 +158,7 @@ class Connection:
             # the server's own timeout is for those that it does not hear of.
             async with (
                 asyncio.timeout(seconds),
-                driver.session(
+                cast("_OpensSessions", driver).session(
                     database=self._address.database or None,
                     default_access_mode=access,
                     bookmark_manager=self._bookmarks,

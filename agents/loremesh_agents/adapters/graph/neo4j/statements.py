@@ -304,18 +304,33 @@ RETURN seed_mentions, seed_titles, links,
 [a IN linked | [a.{ID.name}, a.address, a.uid, a.counts]], documents"""
 
 
-@cache
-def near(*, exact: bool) -> str:
-    """Passages of collections by the likeness of their vectors: `ref` and `ends`, the nearest first; and how many were looked at."""
-    if exact:
-        candidates = f"""MATCH (p:Passage) USING INDEX p:Passage(uid)
-WHERE p.uid IN $uids AND size(p.{EMBEDDING}) = size($vector)
-WITH p, vector.similarity.cosine(p.{EMBEDDING}, $vector) AS score"""
-    else:
-        candidates = f"""CALL db.index.vector.queryNodes('{VECTORS_INDEX}', $candidates, $vector) YIELD node AS p, score
-WITH p, score WHERE p.uid IN $uids"""
-    return f"{candidates}\nRETURN p.ref, p.ends ORDER BY score DESC, p.ref LIMIT $limit"
+NEAR = f"""
+CALL db.index.vector.queryNodes('{VECTORS_INDEX}', $candidates, $vector) YIELD node AS p, score
+WITH p, score WHERE p.uid IN $uids
+RETURN p.ref, p.ends ORDER BY score DESC, p.ref"""
+"""Passages of collections among the nearest of all: `ref` and `ends`, the nearest first."""
 
+COMPARED = f"""
+CALL () {{
+MATCH (p:Passage) USING INDEX p:Passage(uid)
+WHERE p.uid IN $uids
+WITH p LIMIT $most
+RETURN collect(p) AS compared
+}}
+CALL (compared) {{
+UNWIND CASE WHEN size(compared) < $most THEN compared ELSE [] END AS p
+WITH p WHERE size(p.{EMBEDDING}) = size($vector)
+WITH p, vector.similarity.cosine(p.{EMBEDDING}, $vector) AS score ORDER BY score DESC, p.ref LIMIT $limit
+RETURN collect([p.ref, p.ends]) AS nearest
+}}
+RETURN size(compared), nearest"""
+"""One row: how many passages the collections have, up to a number, and if they have fewer the nearest of them all, as `NEAR`."""
+
+DIMENSION = f"""
+MATCH (p:Passage) USING INDEX p:Passage(uid)
+WHERE p.uid = $uid AND p.{EMBEDDING} IS NOT NULL
+RETURN size(p.{EMBEDDING}) LIMIT 1"""
+"""Length of the vectors of a collection, if it has some."""
 
 WITH_WORDS = f"""
 CALL db.index.fulltext.queryNodes('{WORDS_INDEX}', $query, {{limit: $limit}}) YIELD node AS p, score
