@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 
 from neo4j import AsyncGraphDatabase
 
@@ -9,6 +10,7 @@ from loremesh_agents.adapters.graph.neo4j import Address, Connection, Neo4jEngin
 from loremesh_agents.adapters.graph.versioned.engine import GraphEngine
 from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.graph_schema import VERSION
+from tests.engines.gremlin_engines import opened_janusgraph, opened_neptune
 from tests.engines.servers import neo4j
 
 
@@ -26,5 +28,11 @@ async def opened_neo4j(scheme: str = "bolt") -> AsyncIterator[Neo4jEngine]:
     await engine.close()
 
 
-ENGINES: dict[str, Callable[[], AbstractAsyncContextManager[GraphEngine]]] = {"neo4j": opened_neo4j}
+ENGINES: dict[str, Callable[[], AbstractAsyncContextManager[GraphEngine]]] = {
+    "neo4j": opened_neo4j,
+    "janusgraph": partial(opened_janusgraph, "inmemory"),
+    "janusgraph-berkeley": partial(opened_janusgraph, "berkeleyje"),
+    "janusgraph-cassandra": partial(opened_janusgraph, "cql"),
+    "neptune-stand-in": opened_neptune,
+}
 """By name. A server is started when its first test needs it, and stopped at the end of the session."""
