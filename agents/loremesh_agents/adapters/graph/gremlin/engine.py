@@ -126,9 +126,7 @@ class GremlinEngine(GraphEngine):
                 asked["titles"] = reads.titles(starts, named, access, title_limit)
             if not hidden:
                 asked["mentions"] = reads.mentions(starts, named, access, mention_limit)
-        answers = await at_once(
-            asked.values(), lambda asked: self._submit(asked, deadline), limit=REQUESTS_AT_ONCE
-        )
+        answers = await at_once(asked.values(), lambda asked: self._submit(asked, deadline), limit=REQUESTS_AT_ONCE)
         return _neighbourhood(dict(zip(asked, answers, strict=True)))
 
     async def remove(self, ids: Mapping[VertexLabel, Group[str]], *, deadline: Deadline) -> None:
@@ -154,9 +152,7 @@ class GremlinEngine(GraphEngine):
         return Reads(await self.addressing(deadline))
 
     async def _ask(self, asked: Iterable[Any], deadline: Deadline) -> list[Any]:
-        answers = await at_once(
-            asked, lambda traversal: self._submit(traversal, deadline), limit=REQUESTS_AT_ONCE
-        )
+        answers = await at_once(asked, lambda traversal: self._submit(traversal, deadline), limit=REQUESTS_AT_ONCE)
         return [row for answer in answers for row in answer]
 
 

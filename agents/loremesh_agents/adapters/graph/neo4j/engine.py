@@ -47,6 +47,11 @@ class Neo4jEngine:
         self._connection = connection
 
     @property
+    def connection(self) -> Connection:
+        """For the indexes of the same database."""
+        return self._connection
+
+    @property
     def name(self) -> str:
         """See the port."""
         return BACKEND
