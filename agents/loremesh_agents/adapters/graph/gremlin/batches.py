@@ -47,7 +47,10 @@ def documents(changes: Changes, limit: int) -> Iterator[str]:
 def _rows(changes: Changes) -> Iterator[tuple[str, list[Any]]]:
     for vertex in changes.vertices:
         values = {name: outgoing(value) for name, value in vertex.properties.items()}
-        yield "vertices", [vertex.label.value, vertex.id, values, {name: [*cells] for name, cells in vertex.sets.items()}]
+        yield (
+            "vertices",
+            [vertex.label.value, vertex.id, values, {name: [*cells] for name, cells in vertex.sets.items()}],
+        )
     for edge in changes.edges:
         values = {name: outgoing(value) for name, value in edge.properties.items()}
         yield "edges", [edge.label.value, edge.source, edge.target, values]

@@ -5,7 +5,6 @@ from typing import Any
 from gremlin_python.driver.request import RequestMessage
 from gremlin_python.driver.serializer import GraphBinarySerializersV1
 from gremlin_python.process import graph_traversal, traversal
-
 from gremlin_python.process.traversal import TraversalStrategies
 from gremlin_python.statics import long as _long
 from gremlin_python.structure.graph import Graph

@@ -1,17 +1,15 @@
 """Several requests at once, of one call."""
 
+from asyncio import TaskGroup
 from collections.abc import Awaitable, Callable, Iterable
 from itertools import islice
-from asyncio import TaskGroup
 from typing import TypeVar
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 
-async def at_once(
-    items: Iterable[_Item], call: Callable[[_Item], Awaitable[_Result]], *, limit: int
-) -> list[_Result]:
+async def at_once(items: Iterable[_Item], call: Callable[[_Item], Awaitable[_Result]], *, limit: int) -> list[_Result]:
     """The results of a call on each item, in order; items are taken only when a call can begin.
 
     Raises:

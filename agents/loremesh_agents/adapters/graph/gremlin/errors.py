@@ -26,7 +26,13 @@ _NO_SCHEMA = (
 )
 _THERE = ("Vertex with id already exists",)
 _BACKEND = ("BackendException", "backend exception", "ServiceUnavailable", "AllNodesFailed", "ReadOnlyViolation")
-_CONFLICT = ("Conflict: element modified", "ConcurrentModificationException", "TransactionException", "LockingException", "LockConflictException")
+_CONFLICT = (
+    "Conflict: element modified",
+    "ConcurrentModificationException",
+    "TransactionException",
+    "LockingException",
+    "LockConflictException",
+)
 
 
 class AlreadyThere(Exception):
@@ -51,7 +57,9 @@ def refused(name: str, code: int, message: str) -> Exception:
     if any(sign in message for sign in _FULL):
         return StorageFull(name)
     if any(sign in message for sign in _NO_SCHEMA):
-        return ConfigurationError(f"the {name} graph lacks a part of the schema ({message}): run `loremesh graph migrate`")
+        return ConfigurationError(
+            f"the {name} graph lacks a part of the schema ({message}): run `loremesh graph migrate`"
+        )
     if any(sign in message for sign in _CONFLICT):
         return WriteConflict(name)
     if any(sign in message for sign in _BACKEND) or code == 596:
