@@ -548,7 +548,7 @@ async def test_a_big_batch_is_there_when_apply_has_returned(engine: GraphEngine)
     found = await around(engine, range(1_000), mention_limit=0)
     assert len(found.seed_mentions) == 10_000
     assert len(found.entities) == 500
-    assert len((await around(engine, (), ["7"])).mentions) == 21
+    assert len((await around(engine, (), ["7"])).mentions) == 20
 
 
 async def test_parts_of_one_batch_may_need_one_another(engine: GraphEngine) -> None:

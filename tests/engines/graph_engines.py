@@ -7,9 +7,13 @@ from functools import partial
 from neo4j import AsyncGraphDatabase
 
 from loremesh_agents.adapters.graph.neo4j import Address, Connection, Neo4jEngine
+from loremesh_agents.adapters.graph.versioned import VersionedGraphStore
 from loremesh_agents.adapters.graph.versioned.engine import GraphEngine
+from loremesh_agents.adapters.text.neo4j import Neo4jTextIndex
+from loremesh_agents.adapters.text.postings import PostingsTextIndex
 from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.graph_schema import VERSION
+from loremesh_agents.ports.text import TextIndex
 from tests.engines.gremlin_engines import opened_janusgraph, opened_neptune
 from tests.engines.servers import neo4j
 
@@ -36,3 +40,8 @@ ENGINES: dict[str, Callable[[], AbstractAsyncContextManager[GraphEngine]]] = {
     "neptune-stand-in": opened_neptune,
 }
 """By name. A server is started when its first test needs it, and stopped at the end of the session."""
+
+
+def text_index(engine: GraphEngine, store: VersionedGraphStore) -> TextIndex:
+    """The engine's own where it has one."""
+    return Neo4jTextIndex(engine.connection, store) if isinstance(engine, Neo4jEngine) else PostingsTextIndex(store)

@@ -313,7 +313,7 @@ def revision(uid: str) -> CollectionRevision:
 
 
 async def _words(engine: Neo4jEngine, terms: Sequence[str], *uids: str, state: Newest, limit: int = 10) -> list[int]:
-    index = Neo4jTextIndex(engine._connection, state)
+    index = Neo4jTextIndex(engine.connection, state)
     counts = dict.fromkeys(terms, 1)
     return list(await index.search(counts, revisions=tuple(map(revision, uids)), limit=limit, deadline=soon()))
 

@@ -39,7 +39,7 @@ class Neo4jTextIndex:
             return ()
         query, asked = _query(uids, chosen), limit
         while True:
-            rows = await self._connection.read(
+            ((rows,),) = await self._connection.read(
                 statements.WITH_WORDS, {"query": query, "limit": asked}, deadline=deadline
             )
             found = there(rows, self._state, limit)

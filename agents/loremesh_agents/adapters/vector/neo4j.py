@@ -55,7 +55,7 @@ class Neo4jVectorIndex:
             await self._require_comparable(vector, held, deadline)
             return ()
         parameters = {"uids": [revision.collection_uid for revision in held], "vector": vector.tolist()}
-        found = await self._near(parameters, limit, 2 * limit, deadline)
+        found = await self._near(parameters, limit, _WIDENED * limit, deadline)
         if len(found) < limit:
             found = await self._compared(parameters, limit, deadline)
         if not found:
@@ -65,15 +65,16 @@ class Neo4jVectorIndex:
     async def _near(
         self, parameters: Mapping[str, Any], limit: int, candidates: int, deadline: Deadline
     ) -> tuple[PassageRef, ...]:
-        rows = await self._connection.read(statements.NEAR, {**parameters, "candidates": candidates}, deadline=deadline)
+        ((rows,),) = await self._connection.read(
+            statements.NEAR, {**parameters, "candidates": candidates}, deadline=deadline
+        )
         return there(rows, self._state, limit)
 
     async def _compared(self, parameters: Mapping[str, Any], limit: int, deadline: Deadline) -> tuple[PassageRef, ...]:
         most = min(_MOST_PROPOSED, _WIDENED * limit)
-        rows = await self._connection.read(
+        ((compared, nearest),) = await self._connection.read(
             statements.COMPARED, {**parameters, "limit": most, "most": _MOST_COMPARED + 1}, deadline=deadline
         )
-        compared, nearest = rows[0]
         if compared > _MOST_COMPARED:
             return await self._near(parameters, limit, _MOST_PROPOSED, deadline)
         return there(nearest, self._state, limit)

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Collection as Group
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from neo4j.exceptions import ConstraintError
@@ -45,6 +45,11 @@ class Neo4jEngine:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+
+    @property
+    def connection(self) -> Connection:
+        """For the indexes of the same database."""
+        return self._connection
 
     @property
     def name(self) -> str:
@@ -106,7 +111,11 @@ class Neo4jEngine:
             deadline=deadline,
         )
         names = {label.value: _Columns(label, group) for label, group in columns}
-        return {id_: names[label].record(values) for label, id_, values in rows}
+        return {
+            id_: names[label].record(row)
+            for label, found, values in rows
+            for id_, row in zip(found, _rows(found, values), strict=True)
+        }
 
     async def passages(
         self, refs: Group[int], access: Access, *, fields: Group[str], deadline: Deadline
@@ -119,13 +128,14 @@ class Neo4jEngine:
         rows = await self._connection.read(
             text, {"refs": list(dict.fromkeys(refs)), **_parameters(access)}, deadline=deadline
         )
+        ((found, ends, values),) = rows
         return [
             PassageRow(
                 ref,
-                tuple(ends or ()),
-                {name: value for name, value in zip(names, values, strict=True) if value is not None},
+                tuple(cells or ()),
+                {name: value for name, value in zip(names, row, strict=True) if value is not None},
             )
-            for ref, ends, values in rows
+            for ref, cells, row in zip(found, ends, _rows(found, values), strict=True)
         ]
 
     async def neighbourhood(
@@ -150,24 +160,34 @@ class Neo4jEngine:
             },
             deadline=deadline,
         )
-        seed_mentions, seed_titles, links, met, titles, mentions, addresses, named = rows[0]
+        ((seed_mentions, seed_titles, links, met, titles, mentions, addresses, named),) = rows
         documents: dict[str, list[Record]] = {}
         for address, *values in named:
             documents.setdefault(address, []).append(_DOCUMENT.record(values))
+        passage = _Passages()
         return Neighbourhood(
-            seed_mentions=[MentionRow(entity, _passage(ref, ends), kind) for entity, ref, ends, kind in seed_mentions],
+            seed_mentions=[
+                MentionRow(entity, row, kind)
+                for ref, ends, met_there, kinds in seed_mentions
+                for row in (passage(ref, ends),)
+                for entity, kind in zip(met_there, kinds, strict=True)
+            ],
             seed_titles=[
-                TitleRow(entity, _passage(ref, ends), weight, title) for entity, ref, ends, weight, title in seed_titles
+                TitleRow(entity, passage(ref, ends), weight, title) for ref, ends, entity, weight, title in seed_titles
             ],
             links=[LinkRow(ref, address, fragment) for ref, address, fragment in links],
             entities={id_: _ENTITY.record(values) for id_, *values in met},
             titles=[
-                TitleRow(entity, _passage(ref, ends), weight, title)
-                for entity, group in titles
-                for ref, ends, weight, title in group
+                TitleRow(entity, passage(ref, ends.get(ref)), weight, title)
+                for entity, refs, ended, weights, names in titles
+                for ends in (dict(ended),)
+                for ref, weight, title in zip(refs, weights, names, strict=True)
             ],
             mentions=[
-                MentionRow(entity, _passage(ref, ends), kind) for entity, group in mentions for ref, ends, kind in group
+                MentionRow(entity, passage(ref, ends.get(ref)), kind)
+                for entity, refs, ended, kinds in mentions
+                for ends in (dict(ended),)
+                for ref, kind in zip(refs, kinds, strict=True)
             ],
             addresses={id_: _ADDRESS.record(values) for id_, *values in addresses},
             documents=documents,
@@ -243,8 +263,22 @@ def _names(label: VertexLabel, fields: Group[str] | None) -> tuple[str, ...]:
     return tuple(declared.name for declared in VERTICES[label] if fields is None or declared.name in fields)
 
 
-def _passage(ref: int, ends: Sequence[str] | None) -> PassageRow:
-    return PassageRow(ref, tuple(ends or ()), {})
+def _rows(found: Sequence[object], columns: Sequence[Sequence[Any]]) -> Iterable[Sequence[Any]]:
+    """The values of each of what was found."""
+    return zip(*columns, strict=True) if columns else [()] * len(found)
+
+
+class _Passages:
+    """The passages of a neighbourhood: one object for each, however many edges lead to it."""
+
+    def __init__(self) -> None:
+        self._rows: dict[int, PassageRow] = {}
+
+    def __call__(self, ref: int, ends: Sequence[str] | None) -> PassageRow:
+        row = self._rows.get(ref)
+        if row is None:
+            row = self._rows[ref] = PassageRow(ref, tuple(ends or ()), {})
+        return row
 
 
 def _which(access: Access) -> dict[str, bool]:
