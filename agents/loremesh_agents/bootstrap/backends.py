@@ -6,6 +6,7 @@ from importlib import resources
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from loremesh_agents.adapters.graph.versioned.engine import GraphEngine
 from loremesh_agents.bootstrap.settings import StoreSettings
 from loremesh_agents.domain.errors import ConfigurationError
 from loremesh_agents.domain.ranker import Ranker, RankerRefused
@@ -35,15 +36,8 @@ def _unknown(setting: str, url: str, known: str) -> ConfigurationError:
 _NEO4J = frozenset({"bolt", "bolt+s", "bolt+ssc", "neo4j", "neo4j+s", "neo4j+ssc"})
 
 
-def _require_installed(setting: str, url: str, module: str, extra: str) -> None:
-    if importlib.util.find_spec(module) is None:
-        raise ConfigurationError(
-            f"the setting {setting} is {url!r}, whose driver is not installed: pip install 'loremesh[{extra}]'"
-        )
-
-
 def _open_neo4j(stores: StoreSettings) -> tuple[GraphStore, TextIndex]:
-    _require_installed("stores.graph", stores.graph, "neo4j", "neo4j")
+    _require("stores.graph", stores.graph, "neo4j", "neo4j")
     from loremesh_agents.adapters.graph.neo4j import Address, Connection, Neo4jEngine
     from loremesh_agents.adapters.graph.versioned import VersionedGraphStore
     from loremesh_agents.adapters.text.neo4j import Neo4jTextIndex
@@ -96,8 +90,39 @@ def open_graph(stores: StoreSettings) -> tuple[GraphStore, TextIndex]:
             return memory, MemoryTextIndex(memory)
         case scheme if scheme in _NEO4J:
             return _open_neo4j(stores)
+        case "gremlin+ws" | "gremlin+wss":
+            _require("stores.graph", url, "gremlin", "gremlin_python")
+            from loremesh_agents.adapters.graph.gremlin.endpoint import janusgraph_endpoint
+            from loremesh_agents.adapters.graph.gremlin.janusgraph import JanusGraphEngine
+
+            password = stores.graph_password.get_secret_value()
+            return _versioned(JanusGraphEngine(janusgraph_endpoint("stores.graph", url, password)))
+        case "neptune+wss":
+            _require("stores.graph", url, "gremlin", "gremlin_python")
+            from loremesh_agents.adapters.graph.gremlin.neptune import NeptuneEngine, neptune_endpoint
+
+            return _versioned(NeptuneEngine(neptune_endpoint("stores.graph", url)))
         case _:
-            raise _unknown("stores.graph", url, "sqlite:///path, memory://, bolt:// and neo4j://")
+            raise _unknown(
+                "stores.graph",
+                url,
+                "sqlite:///path, memory://, bolt:// and neo4j://user@host:port/database, gremlin+ws://host:port/g, gremlin+wss://host:port/g and neptune+wss://host:port",
+            )
+
+
+def _versioned(engine: GraphEngine) -> tuple[GraphStore, TextIndex]:
+    from loremesh_agents.adapters.graph.versioned import VersionedGraphStore
+    from loremesh_agents.adapters.text.postings import PostingsTextIndex
+
+    store = VersionedGraphStore(engine)
+    return store, PostingsTextIndex(store)
+
+
+def _require(setting: str, url: str, extra: str, module: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        raise ConfigurationError(
+            f"the setting {setting} is {url!r}, which needs {module}: pip install 'loremesh[{extra}]'"
+        )
 
 
 def open_vectors(stores: StoreSettings, graph: GraphStore) -> VectorIndex | None:

@@ -50,7 +50,7 @@ class StoreSettings(_Group):
     data: Path = Field(default_factory=default_data_folder)
     """Folder of the embedded stores."""
     graph: str = ""
-    """Graph store: `sqlite:///path`, `memory://` where one process serves both knowledge and retriever, `bolt://user@host:port/database` or `neo4j://` of a cluster (with TLS: `bolt+s://`, `neo4j+s://`). Default: `graph.db` in the data folder."""
+    """Graph store: `sqlite:///path`, `memory://` where one process serves both knowledge and retriever, `bolt://user@host:port/database` or `neo4j://` of a cluster (with TLS: `bolt+s://`, `neo4j+s://`), `gremlin+ws://user@host:port/g` of JanusGraph (with TLS: `gremlin+wss://`) or `neptune+wss://host:port`. Default: `graph.db` in the data folder."""
     graph_password: SecretStr = SecretStr("")
     """Password of the user in `stores.graph`; best as a file in the folder of secrets."""
     vectors: str = ""

@@ -9,14 +9,16 @@ from gremlin_python.process.traversal import TraversalStrategies
 from gremlin_python.statics import long as _long
 from gremlin_python.structure.graph import Graph
 
+_terms: Any = traversal
+
 anonymous: Any = graph_traversal.__
-P: Any = traversal.P
-T: Any = traversal.T
-Order: Any = traversal.Order
-Column: Any = traversal.Column
-Direction: Any = traversal.Direction
-Cardinality: Any = traversal.Cardinality
-WithOptions: Any = traversal.WithOptions
+P: Any = _terms.P
+T: Any = _terms.T
+Order: Any = _terms.Order
+Column: Any = _terms.Column
+Direction: Any = _terms.Direction
+Cardinality: Any = _terms.Cardinality
+WithOptions: Any = _terms.WithOptions
 
 _Source: Any = graph_traversal.GraphTraversalSource
 _Graph: Any = Graph

@@ -182,7 +182,7 @@ class _Socket:
             with errors.connecting(endpoint.name, endpoint.url):
                 websocket = await session.ws_connect(
                     endpoint.url,
-                    headers=endpoint.headers(endpoint.url),
+                    headers=endpoint.headers(),
                     ssl=endpoint.tls or True,
                     heartbeat=_HEARTBEAT_S,
                     max_msg_size=endpoint.message_bytes,
@@ -264,9 +264,10 @@ class _Socket:
             reply = bytecode.request("traversal", "authentication", {"sasl": base64.b64encode(sasl).decode()})
             await self._websocket.send_bytes(self._serializer.serialize_message(request_id, reply))
             return
-        answer, rows = self._pending.get(request_id, (None, []))
-        if answer is None or answer.done():
+        pending = self._pending.get(request_id)
+        if pending is None or pending[0].done():
             return  # whoever asked has left
+        answer, rows = pending
         if code in {200, 206}:
             rows.extend(bytecode.flattened(message["result"]["data"] or []))
         if code in {200, 204}:

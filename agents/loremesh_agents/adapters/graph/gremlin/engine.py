@@ -114,20 +114,25 @@ class GremlinEngine(GraphEngine):
         reads = await self._reads(deadline)
         hidden = traversals.nothing_visible(access)
         starts = [] if hidden else _passage_ids(seeds)
-        named = traversals.well_formed(entities)
-        asked: dict[str, Any] = {}
-        if starts:
-            asked["seeds"] = reads.seeds(starts, access)
-            asked["addresses"] = reads.addresses(starts, access)
-            asked["documents"] = reads.documents(starts, access)
-        if starts or named:
-            asked["entities"] = reads.entities(starts, named, access)
+        from_seeds = await self._ask((reads.seeds(part, access) for part in _parts(starts)), deadline)
+        targets = {edge["to"]: EdgeLabel(edge["label"]) for seed in from_seeds for edge in seed["edges"]}
+        addresses = [id_ for id_, label in targets.items() if label is EdgeLabel.LINKS_TO]
+        reached = (id_ for id_, label in targets.items() if label is not EdgeLabel.LINKS_TO)
+        asked: list[tuple[str, Any]] = []
+        for part in _parts(dict.fromkeys((*reached, *traversals.well_formed(entities)))):
+            asked.append(("entities", reads.entities(part)))
             if not hidden and title_limit > 0:
-                asked["titles"] = reads.titles(starts, named, access, title_limit)
+                asked.append(("titles", reads.titles(part, access, title_limit)))
             if not hidden:
-                asked["mentions"] = reads.mentions(starts, named, access, mention_limit)
-        answers = await at_once(asked.values(), lambda asked: self._submit(asked, deadline), limit=REQUESTS_AT_ONCE)
-        return _neighbourhood(dict(zip(asked, answers, strict=True)))
+                asked.append(("mentions", reads.mentions(part, access, mention_limit)))
+        for part in _parts(addresses):
+            asked.append(("addresses", reads.addresses(part)))
+            asked.append(("documents", reads.documents(part)))
+        answers: dict[str, list[Any]] = {"seeds": from_seeds}
+        found = await at_once(asked, lambda one: self._submit(one[1], deadline), limit=REQUESTS_AT_ONCE)
+        for (kind, _), answer in zip(asked, found, strict=True):
+            answers.setdefault(kind, []).extend(answer)
+        return _neighbourhood(answers)
 
     async def remove(self, ids: Mapping[VertexLabel, Group[str]], *, deadline: Deadline) -> None:
         """Removes vertices with their edges; not an error where they are gone."""

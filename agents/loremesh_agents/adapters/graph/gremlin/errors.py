@@ -50,7 +50,7 @@ def refused(name: str, code: int, message: str) -> Exception:
         return expired()
     if code in _UNAUTHORIZED:
         return ConfigurationError(
-            f"the {name} server refuses the user or the password of stores.graph_user and stores.graph_password: {message}"
+            f"the {name} server refuses the user in stores.graph or the password in stores.graph_password: {message}"
         )
     if any(sign in message for sign in _THERE):
         return AlreadyThere(message)

@@ -4,11 +4,14 @@ Its default for properties is a set: what has one value says so. A request is a 
 """
 
 import asyncio
+import os
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from itertools import groupby
 from operator import attrgetter
 from typing import Any
+from urllib.parse import urlsplit
 
 import orjson
 
@@ -22,14 +25,58 @@ from loremesh_agents.adapters.graph.gremlin.bytecode import (
     long,
     source,
 )
+from loremesh_agents.adapters.graph.gremlin.endpoint import Address, Endpoint
 from loremesh_agents.adapters.graph.gremlin.engine import GremlinEngine
+from loremesh_agents.adapters.graph.gremlin.signature import environment_credentials, signed_headers
 from loremesh_agents.adapters.graph.gremlin.traversals import Addressing
 from loremesh_agents.adapters.graph.versioned.engine import Cell, Changes, Edge, Setting, Value, Vertex
 from loremesh_agents.domain.deadline import Deadline
-from loremesh_agents.domain.errors import WriteConflict
+from loremesh_agents.domain.errors import ConfigurationError, WriteConflict
 
 _SCHEMA = "schema"
+_SERVICE = "neptune-db"
+_HTTPS = 443
 _LONGEST_WAIT_S = 0.2
+
+
+def neptune_endpoint(setting: str, url: str) -> Endpoint:
+    """The cluster of `neptune+wss://host:port`; its region is a part of its name, or comes from AWS_REGION.
+
+    Credentials are read anew for each connection. Without any, connections are not signed: a cluster may do without.
+
+    Args:
+        setting: Name of the setting, for the error.
+        url: Its value.
+
+    Raises:
+        ConfigurationError: The URL is not of that form, or the region is not known.
+    """
+    form = "neptune+wss://cluster.region.neptune.amazonaws.com:8182"
+    address = Address.parse(setting, url, form)
+    if address.user or address.path:
+        raise ConfigurationError(f"the setting {setting} is {url!r}: it must be of the form {form}")
+    region = _region(address.host)
+    if not region:
+        raise ConfigurationError(
+            f"the setting {setting} is {url!r}, a name without a region: set the environment variable AWS_REGION"
+        )
+    host = address.host if address.port == _HTTPS else address.authority
+
+    def headers() -> Mapping[str, str]:
+        credentials = environment_credentials()
+        if credentials is None:
+            return {}
+        path = urlsplit(address.websocket).path
+        return signed_headers(credentials, host=host, path=path, region=region, service=_SERVICE, at=datetime.now(UTC))
+
+    return Endpoint("neptune", address.websocket, tls=address.tls, headers=headers)
+
+
+def _region(host: str) -> str:
+    labels = host.split(".")
+    if labels[-3:] == ["neptune", "amazonaws", "com"] and len(labels) > 3:
+        return labels[-4]
+    return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION", "")
 
 
 class NeptuneEngine(GremlinEngine):

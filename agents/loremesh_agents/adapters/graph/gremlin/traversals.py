@@ -56,18 +56,12 @@ class Reads:
     def __init__(self, addressing: Addressing) -> None:
         self._addressing = addressing
 
-    def vertices(self, ids: Group[str], begin: Any = None) -> Any:
-        """Those of the vertices that are there.
-
-        Args:
-            ids: Well formed ones.
-            begin: Where to start; None for a traversal of its own.
-        """
-        start = source() if begin is None else begin
+    def vertices(self, ids: Group[str]) -> Any:
+        """Those of the vertices that are there; the ids must be well formed."""
         if self._addressing is Addressing.ID:
-            return start.V(*ids)
+            return source().V(*ids)
         # The unfolding keeps JanusGraph from taking later conditions into the look-up, which then takes a time that grows with the square of the ids.
-        return start.V().has(ID.name, P.within(list(ids))).unfold()
+        return source().V().has(ID.name, P.within(list(ids))).unfold()
 
     def identity(self, begin: Any) -> Any:
         """The `element_id` of a vertex."""
@@ -94,13 +88,13 @@ class Reads:
         seeds = visible(self.vertices(ids), access)
         return seeds.project("passage", "edges").by(anonymous.value_map(*_PASSAGE)).by(edges)
 
-    def entities(self, seeds: Group[str], ids: Group[str], access: Access) -> Any:
-        """Entities around seeds, and those asked for besides."""
-        return self._record(self._reached(seeds, ids, access), _ENTITY)
+    def entities(self, ids: Group[str]) -> Any:
+        """Those of the entities that are there."""
+        return self._record(self._entities(ids), _ENTITY)
 
-    def titles(self, seeds: Group[str], ids: Group[str], access: Access, limit: int) -> Any:
-        """The weightiest BEARS edges to each of these entities."""
-        edges = self._reached(seeds, ids, access).as_("entity").in_e(_BEARS).as_("edge").out_v()
+    def titles(self, ids: Group[str], access: Access, limit: int) -> Any:
+        """The weightiest BEARS edges to each of the entities."""
+        edges = self._entities(ids).as_("entity").in_e(_BEARS).as_("edge").out_v()
         rows = (
             visible(edges, access)
             .project("entity", "weight", "title", "ref", "passage")
@@ -110,24 +104,12 @@ class Reads:
             .by("ref")
             .by(anonymous.value_map(*_PASSAGE))
         )
-        best = (
-            anonymous.order()
-            .by(anonymous.select("weight"), Order.desc)
-            .by(anonymous.select("ref"))
-            .limit(limit)
-            .project("entity", "weight", "title", "passage")
-            .by(anonymous.select("entity"))
-            .by(anonymous.select("weight"))
-            .by(anonymous.select("title"))
-            .by(anonymous.select("passage"))
-            .fold()
-        )
-        grouped = rows.group().by(anonymous.select("entity")).by(best)
-        return grouped.select(Column.values).unfold().unfold()
+        best = anonymous.order().by(anonymous.select("weight"), Order.desc).by(anonymous.select("ref")).limit(limit)
+        return rows.group().by(anonymous.select("entity")).by(best.fold()).select(Column.values).unfold().unfold()
 
-    def mentions(self, seeds: Group[str], ids: Group[str], access: Access, size: int) -> Any:
-        """MENTIONS edges to those of these entities that are not too large."""
-        small = self._reached(seeds, ids, access).has("size", P.lte(long(size)))
+    def mentions(self, ids: Group[str], access: Access, size: int) -> Any:
+        """MENTIONS edges to those of the entities that are not too large."""
+        small = self._entities(ids).has("size", P.lte(long(size)))
         edges = small.as_("entity").in_e(_MENTIONS).as_("edge").out_v()
         return (
             visible(edges, access)
@@ -137,27 +119,23 @@ class Reads:
             .by(anonymous.value_map(*_PASSAGE))
         )
 
-    def addresses(self, seeds: Group[str], access: Access) -> Any:
-        """Addresses that seeds link to."""
-        return self._record(visible(self.vertices(seeds), access).out(_LINKS_TO).dedup(), _ADDRESS)
+    def addresses(self, ids: Group[str]) -> Any:
+        """Those of the addresses that are there."""
+        return self._record(self.vertices(ids), _ADDRESS)
 
-    def documents(self, seeds: Group[str], access: Access) -> Any:
-        """Documents that these addresses name."""
-        addresses = visible(self.vertices(seeds), access).out(_LINKS_TO).dedup().as_("address")
+    def documents(self, addresses: Group[str]) -> Any:
+        """Documents that addresses name."""
         return (
-            addresses.in_(_NAMED_BY)
+            self.vertices(addresses)
+            .as_("address")
+            .in_(_NAMED_BY)
             .project("address", "document")
             .by(self.identity(anonymous.select("address")))
             .by(anonymous.value_map(*_DOCUMENT))
         )
 
-    def _reached(self, seeds: Group[str], ids: Group[str], access: Access) -> Any:
-        ways: list[Any] = []
-        if seeds:
-            ways.append(visible(self.vertices(seeds, anonymous), access).out(_MENTIONS, _BEARS))
-        if ids:
-            ways.append(self.vertices(ids, anonymous).has_label(VertexLabel.ENTITY.value))
-        return source().inject(0).union(*ways).dedup()
+    def _entities(self, ids: Group[str]) -> Any:
+        return self.vertices(ids).has_label(VertexLabel.ENTITY.value)
 
     def _record(self, vertices: Any, fields: Group[str] | None) -> Any:
         # Without a name the step reads all properties: one that may not be there stands for none.
