@@ -7,6 +7,7 @@ import math
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,11 @@ import pytest
 from numpy.typing import NDArray
 
 from loremesh_agents.adapters.graph.memory import MemoryGraphStore
+from loremesh_agents.adapters.graph.neo4j import Neo4jEngine
+from loremesh_agents.adapters.graph.versioned import VersionedGraphStore
 from loremesh_agents.adapters.vector.faiss import FaissVectorIndex
 from loremesh_agents.adapters.vector.memory import MemoryVectorIndex
+from loremesh_agents.adapters.vector.neo4j import Neo4jVectorIndex
 from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.document import DocumentWrite
 from loremesh_agents.domain.errors import BackendUnavailable, BudgetExhausted
@@ -24,6 +28,7 @@ from loremesh_agents.domain.principal import ANONYMOUS
 from loremesh_agents.domain.revision import LATEST, CollectionRevision
 from loremesh_agents.ports.graph import GraphStore, VectorChanges
 from loremesh_agents.ports.vectors import VectorIndex
+from tests.conformance.conftest import GRAPHS, opened
 from tests.documents import document, soon, write
 
 Vector = NDArray[np.float32]
@@ -88,10 +93,24 @@ async def opened_index(graph: GraphStore, folder: Path, kind: str = "faiss based
     await index.close()
 
 
-@pytest.fixture(params=KINDS)
-async def searched(request: pytest.FixtureRequest, store: GraphStore, tmp_path: Path) -> AsyncIterator[Searched]:
-    async with opened_index(store, tmp_path / "vectors", request.param) as found:
-        yield found
+def neo4j_index(store: GraphStore) -> Neo4jVectorIndex:
+    """The index of the database that holds the graph."""
+    assert isinstance(store, VersionedGraphStore)
+    assert isinstance(store.engine, Neo4jEngine)
+    return Neo4jVectorIndex(store.engine.connection, store, store)
+
+
+@pytest.fixture(
+    params=[*product(GRAPHS, KINDS), pytest.param(("neo4j", "neo4j"), marks=pytest.mark.engines)], ids="-".join
+)
+async def searched(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Searched]:
+    graph, kind = request.param
+    async with opened(graph, tmp_path) as stores:
+        if kind in KINDS:
+            async with opened_index(stores.graph, tmp_path / "vectors", kind) as found:
+                yield found
+        else:
+            yield Searched(stores.graph, neo4j_index(stores.graph))
 
 
 @pytest.fixture

@@ -5,11 +5,11 @@ from collections import defaultdict
 from collections.abc import Mapping
 
 from loremesh_agents.adapters.graph.versioned import VersionedGraphStore
+from loremesh_agents.adapters.text.rarest import rarest
 from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.retrieval import PassageRef
 from loremesh_agents.domain.revision import CollectionRevision
 
-_MOST_POSTINGS = 1_000
 _SATURATION = 1.2
 _LIKELY_PASSAGES = 1_000_000
 """What a term's rarity is judged against; only the order of the candidates depends on it."""
@@ -17,9 +17,6 @@ _LIKELY_PASSAGES = 1_000_000
 
 class PostingsTextIndex:
     """See `ports.text.TextIndex`. Never behind: postings are written with the passages.
-
-    The rarest terms are looked up until 1,000 passages contain one of them; the commoner ones tell passages apart so little that they only cost
-    time.
 
     Args:
         graph: Whose passages to search.
@@ -32,15 +29,7 @@ class PostingsTextIndex:
         self, terms: Mapping[str, int], *, revisions: tuple[CollectionRevision, ...], limit: int, deadline: Deadline
     ) -> tuple[PassageRef, ...]:
         """See the port."""
-        chosen: list[str] = []
-        postings = 0
-        for term, count in sorted(
-            ((term, count) for term, count in terms.items() if count), key=lambda pair: (pair[1], pair[0])
-        ):
-            if chosen and postings + count > _MOST_POSTINGS:
-                break
-            postings += count
-            chosen.append(term)
+        chosen = rarest(terms)
         scores: dict[int, float] = defaultdict(float)
         for revision in revisions:
             held = await self._graph.postings(revision, chosen, deadline=deadline)

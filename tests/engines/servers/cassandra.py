@@ -1,0 +1,140 @@
+"""A node of Apache Cassandra."""
+
+from pathlib import Path
+
+from tests.engines.servers.jars import jars
+from tests.engines.servers.java import java
+from tests.engines.servers.process import ServerProcess, accepts, free_port
+
+DATACENTER = "datacenter1"
+"""What SimpleSnitch calls the only one."""
+
+_CONFIGURATION = """\
+cluster_name: loremesh
+num_tokens: 4
+partitioner: org.apache.cassandra.dht.Murmur3Partitioner
+endpoint_snitch: SimpleSnitch
+seed_provider: [{{class_name: org.apache.cassandra.locator.SimpleSeedProvider, parameters: [{{seeds: "{seed}"}}]}}]
+listen_address: {address}
+rpc_address: {address}
+native_transport_port: {port}
+storage_port: {storage_port}
+ssl_storage_port: {tls_port}
+start_native_transport: true
+data_file_directories: [{folder}/data]
+commitlog_directory: {folder}/commitlog
+hints_directory: {folder}/hints
+saved_caches_directory: {folder}/saved_caches
+cdc_raw_directory: {folder}/cdc_raw
+commitlog_sync: periodic
+commitlog_sync_period: 10000ms
+commitlog_segment_size: 8MiB
+authenticator: AllowAllAuthenticator
+authorizer: AllowAllAuthorizer
+auto_snapshot: false
+sstable: {{selected_format: bti}}
+memtable: {{configurations: {{trie: {{class_name: TrieMemtable}}, default: {{inherits: trie}}}}}}
+storage_compatibility_mode: NONE
+# Small, and patient on a busy machine.
+memtable_heap_space: 128MiB
+memtable_offheap_space: 128MiB
+networking_cache_size: 16MiB
+file_cache_size: 64MiB
+key_cache_size: 8MiB
+concurrent_reads: 8
+concurrent_writes: 8
+read_request_timeout: 20s
+range_request_timeout: 30s
+write_request_timeout: 20s
+request_timeout: 30s
+"""
+
+_LOGS = """\
+<configuration><appender name="OUT" class="ch.qos.logback.core.ConsoleAppender">
+<encoder><pattern>%d %-5level %logger{0} - %msg%n</pattern></encoder></appender>
+<root level="INFO"><appender-ref ref="OUT"/></root></configuration>
+"""
+
+_EXPORTED = (
+    *("java.base/java.lang.ref", "java.base/jdk.internal.misc", "java.management.rmi/com.sun.jmx.remote.internal.rmi"),
+    *("java.rmi/sun.rmi.registry", "java.rmi/sun.rmi.server", "java.sql/java.sql", "jdk.attach/sun.tools.attach"),
+    "jdk.unsupported/sun.misc",
+)
+
+
+class Cassandra:
+    """A node; with others of the same ports and seed it makes a cluster.
+
+    Args:
+        folder: Where it keeps everything.
+        address: On loopback, its own.
+        seed: Address of the first node of the cluster.
+        port: Of CQL, 0 for a free one; the same on all nodes of a cluster.
+        storage_port: Between nodes, 0 for a free one; the same on all nodes of a cluster.
+        heap: Of the JVM.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        address: str = "127.0.0.1",
+        seed: str = "127.0.0.1",
+        port: int = 0,
+        storage_port: int = 0,
+        heap: str = "512m",
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._heap = heap
+        self.address = address
+        self.port = port or free_port(address)
+        self.storage_port = storage_port or free_port(address)
+        configuration = _CONFIGURATION.format(
+            seed=seed,
+            address=address,
+            port=self.port,
+            storage_port=self.storage_port,
+            tls_port=free_port(address),
+            folder=folder,
+        )
+        (folder / "cassandra.yaml").write_text(configuration, encoding="utf-8")
+        (folder / "logback.xml").write_text(_LOGS, encoding="utf-8")
+        self._process = self._start()
+
+    def _start(self) -> ServerProcess:
+        libraries = jars("cassandra")
+        options = (
+            *("-XX:+UseG1GC", f"-XX:MaxDirectMemorySize={self._heap}", "-Xss256k", "-XX:+ExitOnOutOfMemoryError"),
+            f"-javaagent:{next(libraries.glob('jamm-*.jar'))}",
+            *("--add-modules", "jdk.incubator.vector", "-Djdk.attach.allowAttachSelf=true"),
+            *(f"--add-exports={package}=ALL-UNNAMED" for package in _EXPORTED),
+            *("-Dio.netty.tryReflectionSetAccessible=true", "-Dio.netty.allocator.useCacheForAllThreads=true"),
+            *(f"-Dcassandra.config=file://{self._folder}/cassandra.yaml", f"-Dcassandra.storagedir={self._folder}"),
+            *(f"-Dcassandra.logdir={self._folder}", f"-Djava.io.tmpdir={self._folder}"),
+            f"-Dlogback.configurationFile={self._folder}/logback.xml",
+            *("-Dcassandra-foreground=yes", "-Dcassandra.ring_delay_ms=5000"),
+        )
+        log = self._folder / "server.log"
+        before = log.stat().st_size if log.exists() else 0
+
+        def ready() -> bool:
+            with log.open("rb") as output:
+                output.seek(before)
+                said = b"Starting listening for CQL clients" in output.read()
+            return said and accepts(self.port, self.address)
+
+        command = java(libraries, "org.apache.cassandra.service.CassandraDaemon", heap=self._heap, options=options)
+        return ServerProcess(command, self._folder, ready)
+
+    def kill(self) -> None:
+        """Ends it as a crash would."""
+        self._process.kill()
+
+    def restart(self) -> None:
+        """Starts it again on what it has stored."""
+        self._process = self._start()
+
+    def stop(self) -> None:
+        """Ends it."""
+        self._process.stop()
