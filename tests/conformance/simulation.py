@@ -340,8 +340,11 @@ class _Recording(MemoryEngine):
         finally:
             if vertex.id.startswith("claim") and entry is not None and vertex.id in self.graph.nodes:
                 node = self.graph.nodes[vertex.id]
-                if not there and node.properties["claim"] == vertex.properties["claim"]:
-                    entry.versions.append(int(vertex.id.removeprefix("claim")))
+                version = int(vertex.id.removeprefix("claim"))
+                # The claim of a version decided long ago may be made anew; its writer finds out.
+                old = decision_id(version) in self.graph.nodes
+                if not there and not old and node.properties["claim"] == vertex.properties["claim"]:
+                    entry.versions.append(version)
 
 
 def operations_of(chance: random.Random, count: int) -> list[Operation]:
