@@ -22,6 +22,7 @@ class Behaviour:
         before_token: Awaited before each chunk with the number of tokens that are out.
         chunk: Tokens of a chunk.
         continuation: What is written after the ids of a prompt.
+        endless: Whether it takes no notice of the most tokens that are asked for.
     """
 
     name: str = "tiny"
@@ -30,6 +31,7 @@ class Behaviour:
     chunk: int = 1
     finish_reason: str = ""
     with_end: bool = True
+    endless: bool = False
     archive: bytes = field(default_factory=language.archive)
     checksum: str = ""
     before_token: Callable[[int, grpc.aio.ServicerContext], Any] | None = None
@@ -48,7 +50,8 @@ class Behaviour:
         try:
             following = self.continuation(prompt, schema=schema)
             reason = "stop" if len(following) <= limit else "length"
-            following = following[:limit]
+            if not self.endless:
+                following = following[:limit]
             for start in range(0, len(following), self.chunk):
                 if self.before_token is not None:
                     await self.before_token(start, context)

@@ -180,7 +180,8 @@ async def serving(behaviour: Behaviour) -> AsyncIterator[str]:
         assert task is not None
         tasks.add(task)
         try:
-            await _Connection(behaviour, reader, writer).serve()
+            with suppress(asyncio.CancelledError):
+                await _Connection(behaviour, reader, writer).serve()
         finally:
             tasks.discard(task)
             writer.close()
