@@ -44,7 +44,7 @@ _COUNTED_AT_ONCE = 16
 _BYTES_A_TOKEN = 3
 _MOST_TEXTLESS = 8
 _MOST_STOPS = 4
-"""Stop texts that OpenAI takes; we look for all of them anyway."""
+"""Stop texts that OpenAI and vLLM take; we look for all of them anyway."""
 _PROBE = "Tokens of naïve 日本語 🙂\n\t<|x|> 0123456789"
 _CAPABILITIES = frozenset(
     {Capability.GENERATION, Capability.TOOLS, Capability.JSON_SCHEMA, Capability.LOGPROBS, Capability.SAMPLING}
@@ -185,7 +185,7 @@ class OpenAiModel:
         body = {
             **_sampling(request, model, limit - len(emitted) + again),
             "prompt": [*prompt, *emitted[: len(emitted) - again]],
-            "stop": list(request.options.stop),
+            "stop": list(request.options.stop[:_MOST_STOPS]),
             "return_token_ids": True,
             # What the model's publisher recommends is not what our contract says.
             "top_k": 0,
@@ -229,7 +229,7 @@ class OpenAiModel:
             "messages": [message_fields(message) for message in request.messages],
         }
         if request.options.stop:
-            body["stop"] = list(request.options.stop)[:_MOST_STOPS]
+            body["stop"] = list(request.options.stop[:_MOST_STOPS])
         if request.options.top_logprobs:
             body.update(logprobs=True, top_logprobs=request.options.top_logprobs)
         if request.tools:

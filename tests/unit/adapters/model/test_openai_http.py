@@ -102,6 +102,13 @@ async def test_a_stream_that_breaks_is_an_error(vllm: bool, script: list[object]
             await written(model)
 
 
+async def test_a_request_that_is_refused_in_the_middle_of_a_stream_is_no_failure_of_the_server(vllm: bool) -> None:
+    refused = event({"error": {"message": "Grammar error", "type": "BadRequestError", "code": 400}})
+    async with opened(Behaviour(vllm=vllm, script=[refused, DONE])) as model:
+        with pytest.raises(UnsupportedByModel, match="Grammar error"):
+            await written(model)
+
+
 async def test_silence_is_a_server_that_is_gone(vllm: bool) -> None:
     behaviour = Behaviour(vllm=vllm, script=[said("One"), asyncio.Event()])
     async with opened(behaviour, idle_timeout=0.3) as model:
