@@ -133,7 +133,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> tuple[Gates, GatedModel]:
         return graph, GatedText(text, gates)
 
     monkeypatch.setattr(backends, "open_graph", open_gated)
-    monkeypatch.setattr(backends, "open_model", lambda _: model)
+    monkeypatch.setattr(backends, "open_model", lambda *_: model)
     return gates, model
 
 

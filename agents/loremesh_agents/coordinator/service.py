@@ -27,6 +27,7 @@ from loremesh_agents.domain.followup import EarlierTurn, standalone, turns
 from loremesh_agents.domain.lexicon import search_terms
 from loremesh_agents.domain.plan import Plan, PlanStep, Route
 from loremesh_agents.domain.read_ahead import ReadAhead
+from loremesh_agents.domain.structured_output import parsed_schema
 from loremesh_agents.ports.continuation import continued
 from loremesh_agents.ports.language_model import GenerationRequest, ToolCallPiece
 from loremesh_agents.ports.peers import GenerationStart, Generator, Prompt, Retriever, SynthesisStart, Synthesizer
@@ -65,13 +66,15 @@ class CoordinatorService:
 
         Raises:
             NotImplementedYet: The route needs an agent that this build does not have.
-            InvalidRequest: The question holds nothing that can be searched.
+            InvalidRequest: The question holds nothing that can be searched, or the JSON schema is none.
         """
         route = question.route or Route.RETRIEVAL
         if route in (Route.SQL, Route.RETRIEVAL_AND_SQL):
             raise NotImplementedYet("loremesh.v1.SqlService")
         if route is Route.RETRIEVAL and not search_terms(question.retrieval.question):
             raise InvalidRequest.of("question", "it must hold at least one word or number")
+        if question.options.json_schema:
+            parsed_schema(question.options.json_schema, "generation.json_schema")
         asked = standalone(question.retrieval.question, turns(question.history) if earlier is None else earlier)
         budget = deadline.remaining()
         spend = self._spendable(deadline).remaining()

@@ -152,9 +152,9 @@ async def test_an_answer_has_a_limit_even_where_nobody_asks_for_one() -> None:
     engine = Engine(END)
     await all_of(engine, default_max_tokens=7)
     await all_of(engine, asked(max_tokens=9, temperature=0.5), default_max_tokens=7)
-    assert [request.options for request in engine.requests] == [
-        SamplingOptions(max_tokens=7),
-        SamplingOptions(max_tokens=9, temperature=0.5),
+    assert [(request.options, request.default_max_tokens) for request in engine.requests] == [
+        (SamplingOptions(), 7),
+        (SamplingOptions(max_tokens=9, temperature=0.5), 7),
     ]
 
 
@@ -201,7 +201,7 @@ async def test_what_cannot_be_done_is_refused_before_the_engine_is_asked(
 async def test_what_the_model_can_do_reaches_it(request_: GenerationRequest) -> None:
     engine = Engine(END)
     await all_of(engine, request_, default_max_tokens=7)
-    assert engine.requests == [replace(request_, options=SamplingOptions(max_tokens=7))]
+    assert engine.requests == [replace(request_, default_max_tokens=7)]
 
 
 @pytest.mark.parametrize(

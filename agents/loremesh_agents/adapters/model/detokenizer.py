@@ -33,8 +33,8 @@ class Piece:
 class Detokenizer:
     """Decodes a growing sequence of tokens.
 
-    The texts that it gives, joined, are at every time a beginning of the text that decoding all tokens at once gives, and all of it but a code point that
-    is not whole yet. The one exception: decoders with byte fallback replace a whole run of byte tokens where one byte of it is no UTF-8; what was given of
+    The texts that it gives, joined, are at every time a beginning of the text that decoding all tokens at once gives, and all of it but the last few tokens
+    while these end within a code point. The one exception: decoders with byte fallback replace a whole run of byte tokens where one byte of it is no UTF-8; what was given of
     such a run stays as it is.
 
     What a token means depends on its neighbours (white space between words, bytes of one code point), so each is decoded together with those before it.
@@ -50,6 +50,7 @@ class Detokenizer:
         self._context_text = ""
         self._pending: list[int] = []
         self._emitted_pending = 0
+        self._emitted_text = ""
         self._text_without_tokens = ""
         if emitted:
             before = max(0, len(emitted) - _REPLAYED)
@@ -57,6 +58,8 @@ class Detokenizer:
             self._context_text = decode(self._context)
             for token in emitted[before:]:
                 self.add(token)
+            # What `finish` gave of them when the text broke off.
+            self._emitted_text = self._text(self._pending).rstrip(_INCOMPLETE)
             self._emitted_pending = len(self._pending)
             self._text_without_tokens = ""
 
@@ -105,7 +108,9 @@ class Detokenizer:
         self._context_text = self._decode(self._context)
         new = taken[self._emitted_pending :]
         self._emitted_pending = max(0, self._emitted_pending - count)
-        text = self._text_without_tokens + text
+        known = min(len(text), len(self._emitted_text))
+        self._emitted_text = self._emitted_text[known:]
+        text = self._text_without_tokens + text[known:]
         if not new:
             self._text_without_tokens = text
             return None

@@ -83,7 +83,7 @@ class OpenAiApi:
         if response.status_code in {HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.NOT_IMPLEMENTED}:
             return None
         if response.status_code != HTTPStatus.OK:
-            raise _refusal(response, content, "")
+            raise _refusal(response.status_code, _said(content), "", response.headers.get("retry-after", ""))
         return _object(content)
 
     async def events(self, path: str, body: Json, *, model: str, deadline: Deadline) -> AsyncGenerator[Json]:
@@ -102,7 +102,7 @@ class OpenAiApi:
             if response.status_code != HTTPStatus.OK:
                 async with _translated(self._timeout(deadline), deadline):
                     content = await _bounded(response)
-                raise _refusal(response, content, model)
+                raise _refusal(response.status_code, _said(content), model, response.headers.get("retry-after", ""))
             chunks = response.aiter_bytes()
             stream = EventStream()
             while True:
@@ -117,8 +117,7 @@ class OpenAiApi:
                     event = _object(data)
                     if event.get("error") is not None:
                         # vLLM goes on with `[DONE]`, as if nothing had happened.
-                        _log.warning("the %s engine failed: %s", _BACKEND, _message(event)[:_MOST_DETAILS])
-                        raise BackendUnavailable(_BACKEND)
+                        raise _refusal(_code(event), _message(event), model)
                     yield event
         except EventTooLong as error:
             _log.warning("the %s engine sends no events: %s", _BACKEND, error)
@@ -180,22 +179,40 @@ def _message(body: Mapping[str, Any]) -> str:
     return str(error or body.get("detail") or body.get("message") or "")
 
 
-def _refusal(response: httpx.Response, content: bytes, model: str) -> LoremeshError:
-    """The error of an answer that is not 200."""
+def _code(event: Json) -> int:
+    """The status that an error in the middle of a stream would have had before it."""
+    error = event.get("error")
+    code = cast("Json", error).get("code") if isinstance(error, dict) else None
+    return code if isinstance(code, int) else HTTPStatus.INTERNAL_SERVER_ERROR
+
+
+def _said(content: bytes) -> str:
+    """What an answer that is not 200 says."""
     try:
-        body = json.loads(content)
-        said = _message(cast("Json", body)) if isinstance(body, dict) else ""
+        body: object = json.loads(content)
     except (ValueError, RecursionError):
-        said = ""
+        return ""
+    return _message(cast("Json", body)) if isinstance(body, dict) else ""
+
+
+def _refusal(status: int, said: str, model: str, pause: str = "") -> LoremeshError:
+    """The error of a status.
+
+    Args:
+        status: Of HTTP.
+        said: What the server says about it.
+        model: Whose request this is; empty where it is nobody's.
+        pause: The header `retry-after`.
+    """
     said = said[:_MOST_DETAILS]
-    match response.status_code:
-        case 404 if model:
+    match status:
+        case HTTPStatus.NOT_FOUND if model:
             return ModelNotFound(model, ())
-        case 400 | 413 | 422 if model:
+        case HTTPStatus.BAD_REQUEST | HTTPStatus.REQUEST_ENTITY_TOO_LARGE | HTTPStatus.UNPROCESSABLE_ENTITY if model:
             return UnsupportedByModel(model, f"this request: {said}")
         case _:
-            _log.warning("the %s engine answered with status %d: %s", _BACKEND, response.status_code, said)
-            return BackendUnavailable(_BACKEND, _pause(response.headers.get("retry-after", "")))
+            _log.warning("the %s engine failed with status %d: %s", _BACKEND, status, said)
+            return BackendUnavailable(_BACKEND, _pause(pause))
 
 
 def _pause(told: str) -> float:

@@ -27,7 +27,13 @@ from loremesh_agents.adapters.model.requests import (
 )
 from loremesh_agents.domain.answer import FinishReason, TokenDelta, TokenLogprob, TokenLogprobs, Usage
 from loremesh_agents.domain.deadline import Deadline
-from loremesh_agents.domain.errors import BackendUnavailable, BudgetExhausted, ConfigurationError, ModelNotFound
+from loremesh_agents.domain.errors import (
+    BackendUnavailable,
+    BudgetExhausted,
+    ConfigurationError,
+    ModelNotFound,
+    UnsupportedByModel,
+)
 from loremesh_agents.domain.structured_output import parsed_schema
 from loremesh_agents.ports.language_model import Capability, GenerationEnd, GenerationRequest, Model, ToolCallPiece
 
@@ -36,8 +42,9 @@ _FRESH = 2.0
 _LARGEST_SEED = 2**63 - 1
 _COUNTED_AT_ONCE = 16
 _BYTES_A_TOKEN = 3
+_MOST_TEXTLESS = 8
 _MOST_STOPS = 4
-"""Stop texts that OpenAI takes; we look for all of them anyway."""
+"""Stop texts that OpenAI and vLLM take; we look for all of them anyway."""
 _PROBE = "Tokens of naïve 日本語 🙂\n\t<|x|> 0123456789"
 _CAPABILITIES = frozenset(
     {Capability.GENERATION, Capability.TOOLS, Capability.JSON_SCHEMA, Capability.LOGPROBS, Capability.SAMPLING}
@@ -170,14 +177,15 @@ class OpenAiModel:
         }
         prompt = await self._tokenize(model.name, conversation, deadline)
         limit = token_limit(request, model, len(prompt))
-        writing = _Writing(request, len(emitted), limit)
         if limit <= len(emitted):
             yield GenerationEnd(FinishReason.LENGTH, Usage(len(prompt), len(emitted)), resumptions(request))
             return
+        again = await self._textless_end(model, emitted, deadline)
+        writing = _Writing(request, len(emitted), limit, again=again)
         body = {
-            **_sampling(request, model, limit - len(emitted)),
-            "prompt": [*prompt, *emitted],
-            "stop": list(request.options.stop),
+            **_sampling(request, model, limit - len(emitted) + again),
+            "prompt": [*prompt, *emitted[: len(emitted) - again]],
+            "stop": list(request.options.stop[:_MOST_STOPS]),
             "return_token_ids": True,
             # What the model's publisher recommends is not what our contract says.
             "top_k": 0,
@@ -221,7 +229,7 @@ class OpenAiModel:
             "messages": [message_fields(message) for message in request.messages],
         }
         if request.options.stop:
-            body["stop"] = list(request.options.stop)[:_MOST_STOPS]
+            body["stop"] = list(request.options.stop[:_MOST_STOPS])
         if request.options.top_logprobs:
             body.update(logprobs=True, top_logprobs=request.options.top_logprobs)
         if request.tools:
@@ -255,6 +263,23 @@ class OpenAiModel:
         for ready in writing.finish():
             yield ready
         yield writing.end(0)
+
+    async def _textless_end(self, model: Model, emitted: Sequence[int], deadline: Deadline) -> int:
+        """How many of the last tokens end within a code point.
+
+        vLLM repeats the whole prompt as text where a prompt of ids ends like that, so these tokens are written again.
+        """
+        for count in range(min(len(emitted), _MOST_TEXTLESS) + 1):
+            ids = list(emitted[: len(emitted) - count])
+            body: Json = {"model": model.name, "tokens": ids}
+            answer = (
+                await self._api.call("POST", f"{self._api.root}/detokenize", body, deadline=deadline) if ids else {}
+            )
+            if answer is None:
+                raise UnsupportedByModel(model.name, "resuming a generation")
+            if not str(answer.get("prompt", "")).endswith("\ufffd"):
+                return count
+        raise UnsupportedByModel(model.name, "resuming a generation whose last tokens are no text")
 
     async def _tokenize(self, model: str, body: Json, deadline: Deadline) -> tuple[int, ...]:
         answer = await self._api.call("POST", f"{self._api.root}/tokenize", {"model": model, **body}, deadline=deadline)
@@ -318,10 +343,11 @@ class OpenAiModel:
 class _Writing:
     """An answer as it grows: pieces to deltas, up to a stop text or the limit."""
 
-    def __init__(self, request: GenerationRequest, emitted: int, limit: int) -> None:
+    def __init__(self, request: GenerationRequest, emitted: int, limit: int, *, again: int = 0) -> None:
         self._request = request
         self._stops = StopTexts(request.options.stop)
-        self._left = limit - emitted
+        self._left = limit - emitted + again
+        self._again = again
         self._count = emitted
         self._reason: FinishReason | None = None
         self._usage: Mapping[str, Any] = {}
@@ -354,10 +380,16 @@ class _Writing:
             return []
         self._left -= piece.token_count
         self._tells_ids = self._tells_ids or bool(piece.token_ids)
+        if self._again:
+            # Written before already: their text is new, they are not.
+            known = min(self._again, piece.token_count)
+            self._again -= known
+            rest = piece.token_count - known
+            piece = Piece(piece.text, piece.token_ids[known:], rest, piece.logprobs[known:])
         if self._textless is not None:
             piece = _join(self._textless, piece)
             self._textless = None
-        if piece.token_ids and not piece.text:
+        if self._tells_ids and not (piece.token_ids and piece.text):
             # A part of a code point: who goes on with this answer must find text and ids of one length.
             self._textless = piece
             return []

