@@ -72,7 +72,7 @@ _NEO4J = frozenset({"bolt", "bolt+s", "bolt+ssc", "neo4j", "neo4j+s", "neo4j+ssc
 
 
 def _open_neo4j(stores: StoreSettings) -> tuple[GraphStore, TextIndex]:
-    _require("stores.graph", stores.graph, "neo4j", "neo4j")
+    _require("stores.graph", stores.graph, ("neo4j",), "neo4j")
     from loremesh_agents.adapters.graph.neo4j import Address, Connection, Neo4jEngine
     from loremesh_agents.adapters.graph.versioned import VersionedGraphStore
     from loremesh_agents.adapters.text.neo4j import Neo4jTextIndex
@@ -126,14 +126,14 @@ def open_graph(stores: StoreSettings) -> tuple[GraphStore, TextIndex]:
         case scheme if scheme in _NEO4J:
             return _open_neo4j(stores)
         case "gremlin+ws" | "gremlin+wss":
-            _require("stores.graph", url, "gremlin", "gremlin_python")
+            _require("stores.graph", url, ("gremlin_python", "aiohttp"), "gremlin")
             from loremesh_agents.adapters.graph.gremlin.endpoint import janusgraph_endpoint
             from loremesh_agents.adapters.graph.gremlin.janusgraph import JanusGraphEngine
 
             password = stores.graph_password.get_secret_value()
             return _versioned(JanusGraphEngine(janusgraph_endpoint("stores.graph", url, password)))
         case "neptune+wss":
-            _require("stores.graph", url, "gremlin", "gremlin_python")
+            _require("stores.graph", url, ("gremlin_python", "aiohttp"), "gremlin")
             from loremesh_agents.adapters.graph.gremlin.neptune import NeptuneEngine, neptune_endpoint
 
             return _versioned(NeptuneEngine(neptune_endpoint("stores.graph", url)))
@@ -151,13 +151,6 @@ def _versioned(engine: GraphEngine) -> tuple[GraphStore, TextIndex]:
 
     store = VersionedGraphStore(engine)
     return store, PostingsTextIndex(store)
-
-
-def _require(setting: str, url: str, extra: str, module: str) -> None:
-    if importlib.util.find_spec(module) is None:
-        raise ConfigurationError(
-            f"the setting {setting} is {url!r}, which needs {module}: pip install 'loremesh[{extra}]'"
-        )
 
 
 def open_vectors(stores: StoreSettings, graph: GraphStore) -> VectorIndex | None:
