@@ -155,7 +155,7 @@ class Connections:
                 _log.warning("%s does not answer: %s", self._endpoint.name, error.__cause__ or error)
             self._backoff_s = min(_LAST_BACKOFF_S, max(_FIRST_BACKOFF_S, self._backoff_s * 2))
             # Jitter: the replicas of an agent must not come back all at once.
-            self._closed_until = time.monotonic() + self._backoff_s * random.uniform(0.5, 1.0)  # noqa: S311
+            self._closed_until = time.monotonic() + self._backoff_s * random.uniform(0.5, 1.0)  # noqa: S311 - it spreads retries, no secret depends on it
             raise
         if self._backoff_s:
             _log.info("%s answers again", self._endpoint.name)
