@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 
-_MOST_POSTINGS = 1_000
+_MOST_POSTINGS = 500
 _MOST_TERMS = 128
 
 
 def rarest(terms: Mapping[str, int]) -> tuple[str, ...]:
-    """The rarest terms, until 1,000 passages contain one of them: at least one, at most 128.
+    """The rarest terms, until 500 passages contain one of them: at least one, at most 128.
 
     The commoner ones tell passages apart so little that they only cost time. So the work does not grow with the collection.
 
