@@ -216,7 +216,7 @@ class JanusGraphEngine(GremlinEngine):
             if outcome != "contended":
                 return bool(outcome == "made")
             # Another holds the lock: it wins, or breaks off.
-            await asyncio.sleep(min(deadline.remaining(), random.uniform(0.01, _LONGEST_WAIT_S)))  # noqa: S311
+            await asyncio.sleep(min(deadline.remaining(), random.uniform(0.01, _LONGEST_WAIT_S)))  # noqa: S311 - jitter is no secret
 
     async def apply(self, changes: Changes, *, unless: str, deadline: Deadline) -> None:
         """Makes changes; `unless` is not looked at."""
