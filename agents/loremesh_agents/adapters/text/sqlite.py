@@ -5,18 +5,14 @@ from collections.abc import Mapping
 
 from loremesh_agents.adapters.graph.sqlite.connection import Connections
 from loremesh_agents.adapters.graph.sqlite.schema import full_text_table
+from loremesh_agents.adapters.text.rarest import rarest
 from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.retrieval import PassageRef
 from loremesh_agents.domain.revision import CollectionRevision
 
-_MOST_POSTINGS = 500
-
 
 class SqliteTextIndex:
     """See `ports.text.TextIndex`. Never behind: the tables change in the graph's own transactions.
-
-    The rarest terms are asked for until 500 passages contain one of them; the commoner ones tell passages apart so little that they only cost
-    time. So the work does not grow with the collection.
 
     Args:
         connections: Of the graph store.
@@ -29,15 +25,7 @@ class SqliteTextIndex:
         self, terms: Mapping[str, int], *, revisions: tuple[CollectionRevision, ...], limit: int, deadline: Deadline
     ) -> tuple[PassageRef, ...]:
         """See the port."""
-        chosen: list[str] = []
-        postings = 0
-        for term, count in sorted(
-            ((term, count) for term, count in terms.items() if count), key=lambda pair: (pair[1], pair[0])
-        ):
-            if chosen and postings + count > _MOST_POSTINGS:
-                break
-            postings += count
-            chosen.append(term)
+        chosen = rarest(terms)
         if not chosen:
             return ()
         query = " OR ".join('"' + term.replace('"', '""') + '"' for term in chosen)
