@@ -3,14 +3,16 @@
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
+from unittest.mock import patch
 
 import pytest
 
-from loremesh_agents.adapters.graph.versioned import VersionedGraphStore
+from loremesh_agents.adapters.graph.versioned import VersionedGraphStore, writer
 from loremesh_agents.adapters.graph.versioned.chain import LANDMARK
 from loremesh_agents.adapters.graph.versioned.engine import Vertex
 from loremesh_agents.adapters.graph.versioned.schema import migrate, pending
 from loremesh_agents.adapters.graph.versioned.timing import Clock, Timing
+from loremesh_agents.bootstrap.graph_care import graph_report, migrate_schema
 from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.document import Document, Outcome
 from loremesh_agents.domain.errors import BackendUnavailable, ConfigurationError, WriteConflict
@@ -228,6 +230,41 @@ async def test_a_store_with_another_schema_is_refused_with_what_mends_it(graph: 
         await VersionedGraphStore(engine).check(deadline=soon())
     with pytest.raises(ConfigurationError, match="newer"):
         await migrate(engine, deadline=soon())
+
+
+async def test_who_looks_after_a_store_sees_what_it_lacks_and_holds(graph: Graph) -> None:
+    graph.version = 0
+    store = VersionedGraphStore(MemoryEngine(graph))
+    planned = await migrate_schema(store, plan=True, deadline=soon())
+    assert (planned.found, planned.needed, list(planned.pending), planned.made) == (0, 1, [1], ())
+    assert (await migrate_schema(store, plan=False, deadline=soon())).made == (1,)
+    assert (await migrate_schema(store, plan=False, deadline=soon())).pending == {}
+    await put(store, document("a", "Ada", "Text."))
+    await put(store, document("a", "Ada", "Text."))
+    report = await graph_report(store, deadline=soon())
+    assert [entry.name for entry in report.collections] == ["c"]
+    assert (report.version, report.given_up, report.unswept, report.purging) == (2, 0, 2, 0)
+
+
+async def test_a_process_that_begins_to_write_knows_every_title_without_reading_every_change(
+    store: VersionedGraphStore, graph: Graph
+) -> None:
+    with patch.object(writer, "CHECKPOINT_INTERVAL", 8), patch.object(writer, "_CHANGES_AT_ONCE", 1):
+        for number in range(44):
+            await put(store, document(f"d{number}", f"Engine number{number}", "A machine."))
+        fresh = VersionedGraphStore(MemoryEngine(graph))
+        await put(fresh, document("all", "All", " and ".join(f"the engine number{number}" for number in range(44))))
+        # Five checkpoints, and the four changes after the last; the rest is what the first write of a process takes.
+        assert fresh.engine.requests <= 5 + 4 + 11
+    async with fresh.snapshot(
+        ["c"], principal=ANONYMOUS, filter=EVERYTHING, consistency=LATEST, deadline=soon()
+    ) as snapshot:
+        seeds = (await snapshot.enter(passages=[("c", "all#0")], deadline=soon())).passages.values()
+        found = await snapshot.expand(
+            list(seeds), [], entities=(), known=(), mention_limit=60, title_limit=5, deadline=soon()
+        )
+    keys = {edge.entity for edge in found.seed_mentions}
+    assert keys == {f"engine number{number}" for number in range(44)}
 
 
 async def test_a_bulk_load_takes_few_requests_a_write(store: VersionedGraphStore) -> None:

@@ -140,9 +140,14 @@ class EntityChanges:
         targets = {ref: {target_of(link) for link in write.passage.links} for ref, write in passages.items()}
         addresses = {address for found in targets.values() for address, _ in found if address}
         await self._look_up(keys, addresses.union(address for _, address in names), deadline)
-        first = self._count_titles(borne)
-        self._mention(passages, proposals)
-        self._link(targets, names)
+
+        def connect() -> list[str]:
+            first = self._count_titles(borne)
+            self._mention(passages, proposals)
+            self._link(targets, names)
+            return first
+
+        first = await asyncio.to_thread(connect)
         await self._mention_in_old(first, ended, deadline)
         self._phrases.add(spans)
 

@@ -20,11 +20,13 @@ class Filters:
         revision: Of the collection whose titles they know.
         titles: Its titles.
         phrases: What is in the newer of its passages.
+        recent: Keys that became titles since the last checkpoint of the change log.
     """
 
     revision: int
     titles: TitleFilter
     phrases: PhraseFilter
+    recent: list[str]
 
 
 class WriterMemory:

@@ -4,8 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Collection as Group
 from dataclasses import dataclass
 
-import numpy as np
-
 from loremesh_agents.adapters.graph.versioned.buckets import buckets_of, frequency_of
 from loremesh_agents.adapters.graph.versioned.cells import View, newest
 from loremesh_agents.adapters.graph.versioned.concurrently import both
@@ -19,6 +17,7 @@ from loremesh_agents.adapters.graph.versioned.engine import (
     TitleRow,
 )
 from loremesh_agents.adapters.graph.versioned.entities import CAPITALISED
+from loremesh_agents.adapters.graph.versioned.features import FIELDS, FeatureCache, passage_features
 from loremesh_agents.adapters.graph.versioned.identifiers import (
     conditions_of,
     document_vertex,
@@ -27,7 +26,7 @@ from loremesh_agents.adapters.graph.versioned.identifiers import (
     reading_as,
 )
 from loremesh_agents.adapters.graph.versioned.states import CollectionState, DocumentState
-from loremesh_agents.adapters.graph.versioned.terms import Features, term_hash
+from loremesh_agents.adapters.graph.versioned.terms import term_hash
 from loremesh_agents.adapters.graph.versioned.texts import Body
 from loremesh_agents.adapters.graph.versioned.totals import NOTHING, EntityTotals, links_seen
 from loremesh_agents.adapters.graph.versioned.visibility import is_there, require_time
@@ -111,15 +110,19 @@ class VersionedSnapshot:
     Args:
         engine: Where the graph is.
         reading: Who reads what.
+        features: Of passages that were read before.
         still_valid: Raises where the snapshot is too old; called after every read.
     """
 
-    def __init__(self, engine: GraphEngine, reading: Reading, still_valid: Callable[[], None]) -> None:
+    def __init__(
+        self, engine: GraphEngine, reading: Reading, features: FeatureCache, still_valid: Callable[[], None]
+    ) -> None:
         self._engine = engine
         self._reading = reading
         self._view = reading.view
         self._access = reading.access
         self._still_valid = still_valid
+        self._features = features
         self._names = {state.uid: state.name for state in reading.collections}
 
     @property
@@ -169,33 +172,18 @@ class VersionedSnapshot:
 
     async def features(self, refs: Group[PassageRef], terms: Sequence[str], *, deadline: Deadline) -> PassageFeatures:
         """See the port."""
-        fields = ("features", "vector", "uid")
-        rows = sorted(await self._passages(refs, fields, deadline), key=lambda row: row.ref)
-        decoded = [Features.decoded(str(row.properties["features"])) for row in rows]
-        wanted = np.array([term_hash(term) for term in terms], dtype=np.uint64)
-        vectors = [row.properties.get("vector") for row in rows]
-        raw = [vector if isinstance(vector, bytes) else b"" for vector in vectors]
-        dimension = next((len(vector) // 4 for vector in raw if vector), 0)
-        # Collections may have vectors of different models. The retriever uses none then.
-        has_vector = np.array([bool(vector) and len(vector) == 4 * dimension for vector in raw], dtype=np.bool_)
-        matrix = np.zeros((len(rows), dimension), dtype=np.float32)
-        if dimension:
-            joined = b"".join(vector for vector, has in zip(raw, has_vector, strict=True) if has)
-            matrix[has_vector] = np.frombuffer(joined, dtype="<f4").reshape(-1, dimension)
-        frequencies = np.zeros((len(rows), len(terms)), dtype=np.float32)
-        for place, found in enumerate(decoded):
-            frequencies[place] = found.frequencies(wanted)
-        return PassageFeatures(
-            refs=tuple(PassageRef(row.ref) for row in rows),
-            passage_ids=tuple(
-                f"{self._names[str(row.properties['uid'])]}/{found.document_id}#{found.ordinal}"
-                for row, found in zip(rows, decoded, strict=True)
-            ),
-            lengths=np.array([found.length for found in decoded], dtype=np.float32),
-            term_frequencies=frequencies,
-            vectors=matrix,
-            has_vector=has_vector,
-        )
+        missing = self._features.missing(set(refs))
+        kept = self._features.kept(set(refs).difference(missing))
+        fresh, there = await both(self._passages(missing, FIELDS, deadline), self._passages(sorted(kept), (), deadline))
+        found = {row.ref: kept[row.ref] for row in there} | self._features.take(fresh)
+        return passage_features(found, self._names, terms)
+
+    async def _features_of(self, refs: Group[PassageRef], terms: Sequence[str], deadline: Deadline) -> PassageFeatures:
+        """Features of passages that are there and may be read."""
+        missing = self._features.missing(set(refs))
+        kept = self._features.kept(set(refs).difference(missing))
+        fresh = self._features.take(await self._passages(missing, FIELDS, deadline))
+        return passage_features(kept | fresh, self._names, terms)
 
     async def expand(
         self,
@@ -233,7 +221,7 @@ class VersionedSnapshot:
         references = self._references(around)
         reached = {edge.passage for edge in titles} | {edge.passage for edge in mentions}
         reached |= {edge.target for edge in references}
-        features = await self.features(reached.difference(known), terms, deadline=deadline)
+        features = await self._features_of(reached.difference(known), terms, deadline)
         return Expansion(
             self._statistics(included.values()),
             tuple(sorted(seed_mentions, key=lambda edge: (edge.passage, edge.entity))),
@@ -254,7 +242,7 @@ class VersionedSnapshot:
             for row in rows
         }
 
-    async def _passages(self, refs: Group[PassageRef], fields: Group[str], deadline: Deadline) -> list[PassageRow]:
+    async def _passages(self, refs: Group[int], fields: Group[str], deadline: Deadline) -> list[PassageRow]:
         require_time(deadline)
         if not refs:
             return []

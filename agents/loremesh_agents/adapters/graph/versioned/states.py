@@ -1,12 +1,15 @@
 """What is said of collections, documents, changes and versions, as the text that vertices hold."""
 
-import json
+import base64
 import re
+import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import Enum
 from typing import Any
+
+import orjson
 
 from loremesh_agents.domain.document import Collection, CollectionOptions, DocumentSummary, DocumentWrite
 from loremesh_agents.domain.filter import MetadataFilter
@@ -18,7 +21,7 @@ _MOST_ANCHORS = 500
 
 def encoded(content: object) -> str:
     """As JSON, without spaces."""
-    return json.dumps(content, separators=(",", ":"), ensure_ascii=False)
+    return orjson.dumps(content).decode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +45,11 @@ class CollectionState:
     @classmethod
     def decoded(cls, text: str) -> "CollectionState":
         """From text."""
-        return cls(**json.loads(text))
+        return cls(**orjson.loads(text))
 
     def encoded(self) -> str:
         """As text."""
-        return encoded(asdict(self))
+        return encoded(self)
 
     @property
     def reached(self) -> CollectionRevision:
@@ -146,13 +149,13 @@ class DocumentState:
     @classmethod
     def decoded(cls, text: str) -> "DocumentState":
         """From text."""
-        content: dict[str, Any] = json.loads(text)
+        content: dict[str, Any] = orjson.loads(text)
         content["named"], content["readers"] = tuple(content["named"]), tuple(content["readers"])
         return cls(**content)
 
     def encoded(self) -> str:
         """As text."""
-        return encoded(asdict(self))
+        return encoded(self)
 
     def names(self, address: str) -> bool:
         """Whether links to an address lead to it."""
@@ -196,6 +199,7 @@ class ChangeRecord:
         removed: The same of those that are gone.
         titled: Keys of entities whose name became a title for the first time.
         made: Ids of the vertices of entities and addresses that were not there before.
+        checkpoint: Those of `titled` of this revision and all since the last one that has some here, packed; empty for most revisions.
     """
 
     documents: tuple[str, ...]
@@ -203,22 +207,34 @@ class ChangeRecord:
     removed: tuple[tuple[int, int], ...]
     titled: tuple[str, ...]
     made: tuple[str, ...]
+    checkpoint: str = ""
 
     @classmethod
     def decoded(cls, text: str) -> "ChangeRecord":
         """From text."""
-        content: dict[str, Any] = json.loads(text)
+        content: dict[str, Any] = orjson.loads(text)
         return cls(
             documents=tuple(content["documents"]),
             added=tuple((first, count) for first, count in content["added"]),
             removed=tuple((first, count) for first, count in content["removed"]),
             titled=tuple(content["titled"]),
             made=tuple(content["made"]),
+            checkpoint=content["checkpoint"],
         )
+
+    @property
+    def titles_until_here(self) -> list[str]:
+        """The keys of its checkpoint."""
+        return zlib.decompress(base64.b64decode(self.checkpoint)).decode().split("\n") if self.checkpoint else []
 
     def encoded(self) -> str:
         """As text."""
-        return encoded(asdict(self))
+        return encoded(self)
+
+
+def packed(keys: Sequence[str]) -> str:
+    """Entity keys for a checkpoint."""
+    return base64.b64encode(zlib.compress("\n".join(keys).encode())).decode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,11 +256,11 @@ class ClaimRecord:
     @classmethod
     def decoded(cls, text: str) -> "ClaimRecord":
         """From text."""
-        return cls(**json.loads(text))
+        return cls(**orjson.loads(text))
 
     def encoded(self) -> str:
         """As text."""
-        return encoded(asdict(self))
+        return encoded(self)
 
 
 class Outcome(Enum):
@@ -303,7 +319,7 @@ class Decision:
     @classmethod
     def decoded(cls, text: str) -> "Decision":
         """From text."""
-        content: dict[str, Any] = json.loads(text)
+        content: dict[str, Any] = orjson.loads(text)
         collection = content["collection"]
         return cls(
             outcome=Outcome(content["outcome"]),
@@ -319,4 +335,4 @@ class Decision:
 
     def encoded(self) -> str:
         """As text."""
-        return encoded({**asdict(self), "outcome": self.outcome.value})
+        return encoded(self)

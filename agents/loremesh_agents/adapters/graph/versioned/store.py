@@ -13,6 +13,7 @@ from loremesh_agents.adapters.graph.versioned.buckets import Held, read_postings
 from loremesh_agents.adapters.graph.versioned.chain import Chain, Head
 from loremesh_agents.adapters.graph.versioned.concurrently import both
 from loremesh_agents.adapters.graph.versioned.engine import Access, GraphEngine, PassageRow
+from loremesh_agents.adapters.graph.versioned.features import FeatureCache
 from loremesh_agents.adapters.graph.versioned.identifiers import decision_id, first_ref, refs_of
 from loremesh_agents.adapters.graph.versioned.log import ChangeLog, read_documents
 from loremesh_agents.adapters.graph.versioned.memory import WriterMemory
@@ -84,6 +85,7 @@ class VersionedGraphStore:
         self._clock = clock or Clock()
         self._chain = Chain(engine, self._clock, self._timing, time.time)
         self._memory = WriterMemory()
+        self._features = FeatureCache()
         self._writing = asyncio.Lock()
         self._opened = False
         self._closed = False
@@ -96,6 +98,10 @@ class VersionedGraphStore:
     def engine(self) -> GraphEngine:
         """The engine, for what looks into it besides."""
         return self._engine
+
+    async def head(self, *, deadline: Deadline) -> Head:
+        """The newest state of the whole store, for those who look after it."""
+        return await self._now(deadline)
 
     async def write(
         self,
@@ -379,7 +385,7 @@ class VersionedGraphStore:
         head = await self._now(deadline)
         names = list(dict.fromkeys(collections)) or sorted(head.collections)[:_MOST_COLLECTIONS]
         reading = Reading([head.collection(name) for name in names], head.view, principal, filter)
-        yield VersionedSnapshot(self._engine, reading, still_valid)
+        yield VersionedSnapshot(self._engine, reading, self._features, still_valid)
 
     async def watch(self, collection: str, *, after_revision: int) -> AsyncGenerator[CollectionRevision]:
         """See the port."""

@@ -1,10 +1,11 @@
 """What is stored of a passage to be shown, and to be searched for titles."""
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urldefrag
+
+import orjson
 
 from loremesh_agents.adapters.graph.versioned.states import encoded
 from loremesh_agents.domain.document import Document, Link, Passage, PassageWrite, TextSpans
@@ -52,13 +53,13 @@ class Body:
     @classmethod
     def decoded(cls, text: str) -> "Body":
         """From text."""
-        content: dict[str, Any] = json.loads(text)
+        content: dict[str, Any] = orjson.loads(text)
         content.update({name: tuple(content[name]) for name in ("headings", "names", "capitalised")})
         return cls(**content)
 
     def encoded(self) -> str:
         """As text."""
-        return encoded(asdict(self))
+        return encoded(self)
 
     def spans(self, words: str) -> TextSpans:
         """The words and names of its text, given the stored words."""

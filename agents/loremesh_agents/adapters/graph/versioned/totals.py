@@ -1,7 +1,7 @@
 """What is counted of an entity or an address: cells whose numbers add up."""
 
 from collections.abc import Iterable
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
 from loremesh_agents.adapters.graph.versioned.cells import View, parts
 
@@ -44,7 +44,7 @@ class EntityTotals:
 
     def encoded(self) -> str:
         """As text."""
-        return ",".join(map(str, astuple(self)))
+        return f"{self.capitalised},{self.titled},{self.titles},{self.known}"
 
     @property
     def mentions(self) -> int:

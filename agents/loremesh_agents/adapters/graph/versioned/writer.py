@@ -1,7 +1,7 @@
 """One write: what it reads after its claim, and the changes that it makes of that."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from loremesh_agents.adapters.graph.filters import PhraseFilter, TitleFilter
@@ -25,7 +25,7 @@ from loremesh_agents.adapters.graph.versioned.identifiers import (
     refs_of,
 )
 from loremesh_agents.adapters.graph.versioned.memory import Filters, WriterMemory
-from loremesh_agents.adapters.graph.versioned.states import ChangeRecord, CollectionState, DocumentState
+from loremesh_agents.adapters.graph.versioned.states import ChangeRecord, CollectionState, DocumentState, packed
 from loremesh_agents.adapters.graph.versioned.terms import Features
 from loremesh_agents.adapters.graph.versioned.texts import Body, searched
 from loremesh_agents.domain.deadline import Deadline
@@ -36,6 +36,8 @@ from loremesh_agents.domain.graph_schema import EdgeLabel, VertexLabel
 _ENDED_AT_ONCE = 512
 _DOCUMENTS_AT_ONCE = 1000
 _CHANGES_AT_ONCE = 64
+CHECKPOINT_INTERVAL = 512
+"""Revisions from one that repeats which titles are new to the next: a process that begins to write reads these and the last few."""
 _HEAD_INTERVAL = 8
 """Versions from one hint at the newest one to the next; those after it are looked for one by one."""
 
@@ -154,6 +156,11 @@ class Writer:
             self._entities.committed()
         if self._filters is not None:
             self._filters.revision = self.collection.revision
+            titled = self._entities.titled if self._entities is not None else []
+            if self.collection.revision % CHECKPOINT_INTERVAL:
+                self._filters.recent += titled
+            else:
+                self._filters.recent = []
             self._memory.keep_filters(self._base.uid, self._filters)
 
     async def _read(self, document_ids: Sequence[str], deadline: Deadline) -> _Documents:
@@ -336,11 +343,17 @@ class Writer:
             removed=tuple((state.first_ref, state.passages) for state in ended),
             titled=tuple(entities.titled),
             made=tuple(entities.made),
+            checkpoint=self._checkpoint(entities.titled),
         )
         vertex = change_id(self._base.uid, self._base.revision + 1)
         sets = {"changes": [cell(self._version, change.encoded())]}
         # First of all: where the write breaks off, it tells what there may be.
         self._batch.vertices.insert(0, Vertex(VertexLabel.CHANGE, vertex, sets=sets))
+
+    def _checkpoint(self, titled: Sequence[str]) -> str:
+        if self._filters is None or (self._base.revision + 1) % CHECKPOINT_INTERVAL:
+            return ""
+        return packed([*self._filters.recent, *titled])
 
     def _store_collection(self) -> None:
         batch, uid = self._batch, self._base.uid
@@ -358,29 +371,40 @@ class Writer:
 
     async def _current_filters(self, deadline: Deadline) -> Filters:
         """The filters of the collection in its present state; new ones where another process has changed it."""
-        uid, revision = self._base.uid, self._base.revision
-        known = self._memory.filters(uid)
-        if known is not None and known.revision == revision and not known.titles.full:
+        revision = self._base.revision
+        known = self._memory.filters(self._base.uid)
+        current = known is not None and known.revision == revision
+        if known is not None and current and not known.titles.full:
             return known
+        # Of a collection without passages nothing is missed.
+        since = first_ref(self._version) if self._base.passages else 0
+        phrases = known.phrases if known is not None and current else PhraseFilter(since)
         if known is not None and not known.titles.full:
-            titles = known.titles
-            titles.add(await self._titles(known.revision + 1, revision, deadline))
+            titles, reached, recent = known.titles, known.revision, list(known.recent)
         else:
-            titles = TitleFilter(await self._titles(1, revision, deadline))
-        if known is not None and known.revision == revision:
-            return Filters(revision, titles, known.phrases)
-        return Filters(revision, titles, PhraseFilter(first_ref(self._version) if self._base.passages else 0))
+            keys: list[str] = []
+            checkpoints = range(CHECKPOINT_INTERVAL, revision + 1, CHECKPOINT_INTERVAL)
+            async for change in self._changes(checkpoints, deadline):
+                keys += change.titles_until_here
+            titles, reached, recent = TitleFilter(keys), revision - revision % CHECKPOINT_INTERVAL, []
+        async for change in self._changes(range(reached + 1, revision + 1), deadline):
+            titles.add(change.titled)
+            if change.checkpoint:
+                recent = []
+            else:
+                recent += change.titled
+        return Filters(revision, titles, phrases, recent)
 
-    async def _titles(self, first: int, last: int, deadline: Deadline) -> list[str]:
-        """The keys that have ever become titles, from some revisions on."""
-        keys: list[str] = []
-        for start in range(first, last + 1, _CHANGES_AT_ONCE):
-            ids = [change_id(self._base.uid, r) for r in range(start, min(start + _CHANGES_AT_ONCE, last + 1))]
+    async def _changes(self, revisions: range, deadline: Deadline) -> AsyncIterator[ChangeRecord]:
+        """What some revisions have changed, in order."""
+        for start in range(0, len(revisions), _CHANGES_AT_ONCE):
+            ids = [change_id(self._base.uid, revision) for revision in revisions[start : start + _CHANGES_AT_ONCE]]
             records = await self._engine.records({VertexLabel.CHANGE: ids}, deadline=deadline)
-            for record in records.values():
-                text = newest(record.sets.get("changes", ()), self._batch.view)
-                keys += ChangeRecord.decoded(text).titled if text is not None else ()
-        return keys
+            for vertex in ids:
+                record = records.get(vertex)
+                text = newest(record.sets.get("changes", ()), self._batch.view) if record is not None else None
+                if text is not None:
+                    yield ChangeRecord.decoded(text)
 
 
 def _features(written: Mapping[int, tuple[Document, PassageWrite]]) -> dict[int, Features]:
