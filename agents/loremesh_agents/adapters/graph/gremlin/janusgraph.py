@@ -1,6 +1,6 @@
 """JanusGraph: schema and writes by scripts of its own API, which writes without reading first; reads by traversals.
 
-Measured against traversals that do the same (bench/README.md has the table): a batch as one argument of one script is several times as fast.
+Measured against traversals that do the same (docs/engines.md has the table): a batch as one argument of one script is several times as fast.
 """
 
 import asyncio
