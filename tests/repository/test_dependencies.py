@@ -23,7 +23,7 @@ def _requirements(*extras: str) -> set[str]:
 
 def _for_the_product() -> set[str]:
     """Names of the distributions of the plain installation and of all extras that the product may import."""
-    return _requirements(*(pyproject()["project"]["optional-dependencies"].keys() - {"bench", "dev"}))
+    return _requirements(*(pyproject()["project"]["optional-dependencies"].keys() - {"bench", "dev", "vllm"}))
 
 
 def _imports() -> dict[str, str]:

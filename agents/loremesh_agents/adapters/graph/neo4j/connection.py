@@ -12,7 +12,7 @@ import neo4j
 from neo4j import exceptions
 
 from loremesh_agents.domain.deadline import Deadline
-from loremesh_agents.domain.errors import BackendUnavailable, BudgetExhausted, ConfigurationError, StorageFull
+from loremesh_agents.domain.errors import BackendUnavailable, BudgetExhausted, ConfigurationError
 
 _log = logging.getLogger(__name__)
 
@@ -34,7 +34,6 @@ _TIMED_OUT = frozenset(
     }
 )
 _NOT_SERVED = frozenset({"Neo.ClientError.Database.DatabaseNotFound", "Neo.ClientError.Security.Forbidden"})
-_FULL = "No space left on device"
 _NO_INDEX = "schema index"
 
 
@@ -185,9 +184,9 @@ def translated_errors(*, starting: bool) -> Generator[None]:
 
     Raises:
         BudgetExhausted: The time was up.
-        StorageFull: The server's disk is full.
         ConfigurationError: At the start: the server refuses us, or has no such database.
-        BackendUnavailable: Anything else that is the server's or the network's.
+        BackendUnavailable: Anything else that is the server's or the network's. A full disk is among it: the server says only that it must be
+            started again.
     """
     try:
         yield
@@ -207,8 +206,6 @@ def _raise_from_server(error: exceptions.Neo4jError, *, starting: bool) -> NoRet
     code, message = error.code or "", error.message or ""
     if code in _TIMED_OUT:
         raise BudgetExhausted("graph store", "query") from error
-    if _FULL in message:
-        raise StorageFull(BACKEND) from error
     if isinstance(error, exceptions.AuthError):
         raise _refused(
             f"neo4j refuses the user in stores.graph or the password in stores.graph_password: {message}",
