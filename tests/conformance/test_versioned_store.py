@@ -194,6 +194,42 @@ async def test_a_writer_whose_deadline_passes_does_not_hold_up_the_next(
     await slow.close()
 
 
+async def test_a_watcher_hears_of_what_another_process_writes_and_that_the_engine_is_gone(graph: Graph) -> None:
+    here, there = VersionedGraphStore(MemoryEngine(graph)), VersionedGraphStore(MemoryEngine(graph))
+    await put(here, document("a", "Ada", "Text."))
+    watcher = here.watch("c", after_revision=1)
+    coming = asyncio.ensure_future(anext(watcher))
+    await put(there, document("b", "B", "Text."))
+    assert (await coming).revision == 2
+    coming = asyncio.ensure_future(anext(watcher))
+    await asyncio.sleep(0)
+    here.engine.dead = True
+    with pytest.raises(BackendUnavailable):
+        await coming
+    await watcher.aclose()
+
+
+async def test_a_question_asked_again_reads_no_statistics_anew(graph: Graph) -> None:
+    store = VersionedGraphStore(MemoryEngine(graph))
+    await put(store, document("a", "Ada", "Ada met Babbage."))
+    counts: list[int] = []
+    for _ in range(2):
+        before = store.engine.requests
+        async with store.snapshot(
+            ["c"], principal=ANONYMOUS, filter=EVERYTHING, consistency=LATEST, deadline=soon()
+        ) as snapshot:
+            statistics = (await snapshot.enter(terms=["ada", "babbage"], deadline=soon())).statistics
+        assert statistics.document_frequencies == {"ada": 1, "babbage": 1}
+        counts.append(store.engine.requests - before)
+    assert counts[1] < counts[0]
+    await put(store, document("b", "B", "Babbage again."))
+    async with store.snapshot(
+        ["c"], principal=ANONYMOUS, filter=EVERYTHING, consistency=LATEST, deadline=soon()
+    ) as snapshot:
+        statistics = (await snapshot.enter(terms=["ada", "babbage"], deadline=soon())).statistics
+    assert statistics.document_frequencies == {"ada": 1, "babbage": 2}
+
+
 async def test_who_waits_for_a_living_writer_in_vain_is_told(graph: Graph, store: VersionedGraphStore) -> None:
     graph.add_vertex(Vertex(VertexLabel.CLAIM, "claim1", {"claim": "{}"}))
     with pytest.raises(WriteConflict):

@@ -1,6 +1,8 @@
 """Document frequencies and postings of a collection, spread over 256 vertices by the terms' hashes."""
 
-from collections.abc import Iterable, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +11,7 @@ from loremesh_agents.adapters.graph.versioned.batch import COMPACTED_FROM, Batch
 from loremesh_agents.adapters.graph.versioned.cells import View, cell, parts
 from loremesh_agents.adapters.graph.versioned.engine import GraphEngine, Record, Vertex
 from loremesh_agents.adapters.graph.versioned.identifiers import BUCKETS, bucket_id
+from loremesh_agents.adapters.graph.versioned.states import CollectionState
 from loremesh_agents.adapters.graph.versioned.terms import (
     Features,
     Frequencies,
@@ -20,6 +23,7 @@ from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.graph_schema import VertexLabel
 
 _MOST_COMPACTED = 32
+_MOST_BYTES = 32 << 20
 
 Held = tuple[NDArray[np.int64], NDArray[np.uint8]]
 """Handles of passages that hold something, and how often each does (0 for what is no search term)."""
@@ -30,30 +34,85 @@ def buckets_of(uid: str, hashes: Iterable[int]) -> list[str]:
     return [bucket_id(uid, number) for number in sorted({bucket_of(found) for found in hashes})]
 
 
-def frequency_of(uid: str, wanted: int, records: Mapping[str, Record], view: View) -> int:
-    """In how many passages of a collection a term is, by its hash."""
-    record = records.get(bucket_id(uid, bucket_of(wanted)))
-    if record is None:
-        return 0
-    counting = parts(record.sets.get("frequencies", ()), view)
-    return Frequencies.total(part.payload for part in counting).of_term(wanted)
+class _Sized(Protocol):
+    @property
+    def nbytes(self) -> int: ...
+
+
+_Content = TypeVar("_Content", bound=_Sized)
+
+
+class BucketCache(Generic[_Content]):
+    """What some buckets say, as it was read last, 32 MB at most.
+
+    What a bucket says to a reader depends on the revision of its collection alone, so that what is kept needs no check.
+
+    Args:
+        name: The property that it is read from.
+        total: What cells of it add up to.
+    """
+
+    def __init__(self, name: str, total: Callable[[Iterable[str]], _Content]) -> None:
+        self._name = name
+        self._total = total
+        self._kept: OrderedDict[tuple[str, int], _Content] = OrderedDict()
+        self._bytes = 0
+
+    def kept(self, state: CollectionState, hashes: Iterable[int]) -> tuple[dict[str, _Content], list[str]]:
+        """Of the buckets that know of these terms: those that are kept, by id, and the ids of those that must be read."""
+        found: dict[str, _Content] = {}
+        missing: list[str] = []
+        for vertex in buckets_of(state.uid, hashes):
+            content = self._kept.get((vertex, state.revision))
+            if content is None:
+                missing.append(vertex)
+            else:
+                self._kept.move_to_end((vertex, state.revision))
+                found[vertex] = content
+        return found, missing
+
+    def take(
+        self, state: CollectionState, vertices: Iterable[str], records: Mapping[str, Record], view: View
+    ) -> dict[str, _Content]:
+        """Keeps buckets that were read, those that are not there among them; gives them as well."""
+        fresh: dict[str, _Content] = {}
+        for vertex in vertices:
+            record = records.get(vertex)
+            values = record.sets.get(self._name, ()) if record is not None else ()
+            fresh[vertex] = self._total([part.payload for part in parts(values, view)])
+            before = self._kept.pop((vertex, state.revision), None)
+            self._bytes += fresh[vertex].nbytes - (before.nbytes if before is not None else 0)
+            self._kept[vertex, state.revision] = fresh[vertex]
+        while self._bytes > _MOST_BYTES:
+            _, oldest = self._kept.popitem(last=False)
+            self._bytes -= oldest.nbytes
+        return fresh
+
+
+class Buckets:
+    """The buckets that a process has read."""
+
+    def __init__(self) -> None:
+        self.frequencies = BucketCache("frequencies", Frequencies.total)
+        self.postings = BucketCache("postings", lambda payloads: Postings.total(payloads, whole=True))
 
 
 async def read_postings(
-    engine: GraphEngine, view: View, uid: str, hashes: Iterable[int], deadline: Deadline
+    engine: GraphEngine,
+    buckets: Buckets,
+    state: CollectionState,
+    view: View,
+    hashes: Iterable[int],
+    *,
+    deadline: Deadline,
 ) -> dict[int, Held]:
-    """Who holds what, by hash; one request."""
-    wanted = sorted(set(hashes))
-    ids = buckets_of(uid, wanted)
-    if not ids:
-        return {}
-    records = await engine.records({VertexLabel.BUCKET: ids}, fields={"postings"}, deadline=deadline)
-    whole = {
-        vertex: Postings.total((part.payload for part in parts(record.sets.get("postings", ()), view)), whole=True)
-        for vertex, record in records.items()
-    }
-    found = {term: whole.get(bucket_id(uid, bucket_of(term))) for term in wanted}
-    return {term: held.of_term(term) for term, held in found.items() if held is not None}
+    """Who holds what in a state of a collection, by hash; at most one request."""
+    wanted = set(hashes)
+    found, missing = buckets.postings.kept(state, wanted)
+    if missing:
+        records = await engine.records({VertexLabel.BUCKET: missing}, fields={"postings"}, deadline=deadline)
+        found |= buckets.postings.take(state, missing, records, view)
+    return {term: found[bucket_id(state.uid, bucket_of(term))].of_term(term) for term in wanted}
 
 
 class BucketChanges:

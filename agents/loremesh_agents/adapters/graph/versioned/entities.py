@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from loremesh_agents.adapters.graph.filters import PhraseFilter, TitleFilter
 from loremesh_agents.adapters.graph.versioned.batch import COMPACTED_FROM, Batch
-from loremesh_agents.adapters.graph.versioned.buckets import Held, read_postings
+from loremesh_agents.adapters.graph.versioned.buckets import Buckets, Held, read_postings
 from loremesh_agents.adapters.graph.versioned.cells import View, cell, writer_of
 from loremesh_agents.adapters.graph.versioned.engine import (
     Access,
@@ -26,6 +26,7 @@ from loremesh_agents.adapters.graph.versioned.identifiers import (
     passage_vertex,
 )
 from loremesh_agents.adapters.graph.versioned.memory import Filters, WriterMemory
+from loremesh_agents.adapters.graph.versioned.states import CollectionState
 from loremesh_agents.adapters.graph.versioned.terms import name_hash, term_hash
 from loremesh_agents.adapters.graph.versioned.texts import Body, target_of
 from loremesh_agents.adapters.graph.versioned.totals import NOTHING, EntityTotals
@@ -71,15 +72,27 @@ class EntityChanges:
     Args:
         engine: To read from.
         batch: Takes the changes.
-        uid: The collection.
+        collection: In the state that the write follows.
         memory: Of the process.
+        buckets: That the process has read.
         filters: Of the collection; they take the new titles and texts.
     """
 
-    def __init__(self, engine: GraphEngine, batch: Batch, uid: str, memory: WriterMemory, filters: Filters) -> None:
+    def __init__(
+        self,
+        engine: GraphEngine,
+        batch: Batch,
+        collection: CollectionState,
+        memory: WriterMemory,
+        buckets: Buckets,
+        *,
+        filters: Filters,
+    ) -> None:
         self._engine = engine
         self._batch = batch
-        self._uid = uid
+        self._uid = collection.uid
+        self._collection = collection
+        self._buckets = buckets
         self._memory = memory
         self._titles: TitleFilter = filters.titles
         self._phrases: PhraseFilter = filters.phrases
@@ -204,8 +217,9 @@ class EntityChanges:
         if not sought:
             return
         hashes = {key: _looked_up_by(key) for key in sought}
+        wanted = (found for group in hashes.values() for found in group)
         held = await read_postings(
-            self._engine, self._batch.view, self._uid, (found for group in hashes.values() for found in group), deadline
+            self._engine, self._buckets, self._collection, self._batch.view, wanted, deadline=deadline
         )
         candidates: dict[int, list[str]] = {}
         for key, among_newer in sought.items():

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Collection as Group
 from dataclasses import dataclass
 
-from loremesh_agents.adapters.graph.versioned.buckets import buckets_of, frequency_of
+from loremesh_agents.adapters.graph.versioned.buckets import Buckets
 from loremesh_agents.adapters.graph.versioned.cells import View, newest
 from loremesh_agents.adapters.graph.versioned.concurrently import both
 from loremesh_agents.adapters.graph.versioned.engine import (
@@ -19,6 +19,7 @@ from loremesh_agents.adapters.graph.versioned.engine import (
 from loremesh_agents.adapters.graph.versioned.entities import CAPITALISED
 from loremesh_agents.adapters.graph.versioned.features import FIELDS, FeatureCache, passage_features
 from loremesh_agents.adapters.graph.versioned.identifiers import (
+    bucket_id,
     conditions_of,
     document_vertex,
     entity_vertex,
@@ -26,7 +27,7 @@ from loremesh_agents.adapters.graph.versioned.identifiers import (
     reading_as,
 )
 from loremesh_agents.adapters.graph.versioned.states import CollectionState, DocumentState
-from loremesh_agents.adapters.graph.versioned.terms import term_hash
+from loremesh_agents.adapters.graph.versioned.terms import Frequencies, bucket_of, term_hash
 from loremesh_agents.adapters.graph.versioned.texts import Body
 from loremesh_agents.adapters.graph.versioned.totals import NOTHING, EntityTotals, links_seen
 from loremesh_agents.adapters.graph.versioned.visibility import is_there, require_time
@@ -111,11 +112,17 @@ class VersionedSnapshot:
         engine: Where the graph is.
         reading: Who reads what.
         features: Of passages that were read before.
+        buckets: That were read before.
         still_valid: Raises where the snapshot is too old; called after every read.
     """
 
     def __init__(
-        self, engine: GraphEngine, reading: Reading, features: FeatureCache, still_valid: Callable[[], None]
+        self,
+        engine: GraphEngine,
+        reading: Reading,
+        features: FeatureCache,
+        buckets: Buckets,
+        still_valid: Callable[[], None],
     ) -> None:
         self._engine = engine
         self._reading = reading
@@ -123,6 +130,7 @@ class VersionedSnapshot:
         self._access = reading.access
         self._still_valid = still_valid
         self._features = features
+        self._buckets = buckets
         self._names = {state.uid: state.name for state in reading.collections}
 
     @property
@@ -156,15 +164,19 @@ class VersionedSnapshot:
     ) -> EntryPoints:
         """See the port."""
         places = self._places(passages)
+        kept = {
+            state.uid: self._buckets.frequencies.kept(state, map(term_hash, terms))
+            for state in self._reading.collections
+        }
         records, found = await both(
-            self._records(terms, places, deadline),
+            self._records([vertex for _, missing in kept.values() for vertex in missing], places, deadline),
             self._around((), self._vertices(entities), max(title_limit, _NAMING_TITLES), _NO_MENTIONS, deadline),
         )
         self._still_valid()
         statistics = self._statistics(found.entities.values())
         titles = self._titles(found.entities.values(), title_limit)
         return EntryPoints(
-            self._term_statistics(terms, records),
+            self._term_statistics(terms, kept, records),
             statistics,
             tuple(titles),
             self._located(places, records),
@@ -254,12 +266,11 @@ class VersionedSnapshot:
         return {entity_vertex(uid, key) for uid in self._names for key in keys}
 
     async def _records(
-        self, terms: Sequence[str], places: Mapping[tuple[str, str], tuple[str, int]], deadline: Deadline
+        self, buckets: list[str], places: Mapping[tuple[str, str], tuple[str, int]], deadline: Deadline
     ) -> Mapping[str, Record]:
         require_time(deadline)
-        hashes = [term_hash(term) for term in terms]
         wanted: dict[VertexLabel, list[str]] = {
-            VertexLabel.BUCKET: [bucket for uid in self._names for bucket in buckets_of(uid, hashes)],
+            VertexLabel.BUCKET: buckets,
             VertexLabel.DOCUMENT: sorted({vertex for vertex, _ in places.values()}),
         }
         wanted = {label: ids for label, ids in wanted.items() if ids}
@@ -267,13 +278,22 @@ class VersionedSnapshot:
             return {}
         return await self._engine.records(wanted, fields={"frequencies", "states"}, deadline=deadline)
 
-    def _term_statistics(self, terms: Sequence[str], records: Mapping[str, Record]) -> TermStatistics:
+    def _term_statistics(
+        self,
+        terms: Sequence[str],
+        kept: Mapping[str, tuple[dict[str, Frequencies], list[str]]],
+        records: Mapping[str, Record],
+    ) -> TermStatistics:
         states = self._reading.collections
         passages = sum(state.passages for state in states)
         total = sum(state.terms for state in states)
-        frequencies = {
-            term: sum(frequency_of(uid, term_hash(term), records, self._view) for uid in self._names) for term in terms
-        }
+        frequencies = dict.fromkeys(terms, 0)
+        for state in states:
+            found, missing = kept[state.uid]
+            buckets = found | self._buckets.frequencies.take(state, missing, records, self._view)
+            for term in frequencies:
+                wanted = term_hash(term)
+                frequencies[term] += buckets[bucket_id(state.uid, bucket_of(wanted))].of_term(wanted)
         return TermStatistics(passages, total / passages if passages else 0.0, frequencies)
 
     def _places(self, passages: Sequence[tuple[str, str]]) -> dict[tuple[str, str], tuple[str, int]]:

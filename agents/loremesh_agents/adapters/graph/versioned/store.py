@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from loremesh_agents.adapters.graph.versioned.batch import Batch
-from loremesh_agents.adapters.graph.versioned.buckets import Held, read_postings
+from loremesh_agents.adapters.graph.versioned.buckets import Buckets, Held, read_postings
 from loremesh_agents.adapters.graph.versioned.chain import Chain, Head
 from loremesh_agents.adapters.graph.versioned.concurrently import both
 from loremesh_agents.adapters.graph.versioned.engine import Access, GraphEngine, PassageRow
@@ -86,6 +86,7 @@ class VersionedGraphStore:
         self._chain = Chain(engine, self._clock, self._timing, time.time)
         self._memory = WriterMemory()
         self._features = FeatureCache()
+        self._buckets = Buckets()
         self._writing = asyncio.Lock()
         self._opened = False
         self._closed = False
@@ -187,7 +188,15 @@ class VersionedGraphStore:
         async def plan(
             head: Head, batch: Batch, limit: Deadline
         ) -> tuple[Decision | None, tuple[CollectionRevision, _Result]]:
-            writer = Writer(self._engine, self._memory, batch, head, find(head), time=time.time())
+            writer = Writer(
+                self._engine,
+                self._memory,
+                self._buckets,
+                batch,
+                head=head,
+                collection=find(head),
+                time=time.time(),
+            )
             result = await work(writer, limit)
             answer = writer.collection.reached, result
             if not writer.changes_anything:
@@ -385,7 +394,7 @@ class VersionedGraphStore:
         head = await self._now(deadline)
         names = list(dict.fromkeys(collections)) or sorted(head.collections)[:_MOST_COLLECTIONS]
         reading = Reading([head.collection(name) for name in names], head.view, principal, filter)
-        yield VersionedSnapshot(self._engine, reading, self._features, still_valid)
+        yield VersionedSnapshot(self._engine, reading, self._features, self._buckets, still_valid)
 
     async def watch(self, collection: str, *, after_revision: int) -> AsyncGenerator[CollectionRevision]:
         """See the port."""
@@ -423,13 +432,18 @@ class VersionedGraphStore:
         self, revision: CollectionRevision, terms: Sequence[str], *, deadline: Deadline
     ) -> Mapping[str, Held]:
         """Which passages of a collection hold search terms, at its newest known state; empty where it was deleted. For the text index."""
-        head = await self._now(deadline)
+        await self._open(deadline)
+        head = self._chain.head
         state = head.collections.get(revision.collection)
+        if state is None or state.uid != revision.collection_uid or state.revision < revision.revision:
+            # Somebody else has seen more than this process.
+            head = await self._now(deadline)
+            state = head.collections.get(revision.collection)
         if state is None or state.uid != revision.collection_uid:
             return {}
         hashes = {term: term_hash(term) for term in terms}
-        held = await read_postings(self._engine, head.view, state.uid, hashes.values(), deadline)
-        return {term: held[found] for term, found in hashes.items() if found in held}
+        held = await read_postings(self._engine, self._buckets, state, head.view, hashes.values(), deadline=deadline)
+        return {term: held[found] for term, found in hashes.items()}
 
     def holds(self, revision: CollectionRevision) -> bool:
         """Whether the collection that a state is of is there, as far as this process knows: what has read the state knows. For indexes."""

@@ -137,6 +137,11 @@ class Frequencies:
         hashes = np.frombuffer(data, dtype="<u8", count=size).astype(np.uint64)
         return cls(hashes, np.frombuffer(data, dtype="<i4", count=size, offset=8 * size).astype(np.int64))
 
+    @property
+    def nbytes(self) -> int:
+        """What they take in memory, about."""
+        return 256 + self.hashes.nbytes + self.changes.nbytes
+
     def encoded(self) -> str:
         """As text."""
         return base64.b64encode(self.hashes.astype("<u8").tobytes() + self.changes.astype("<i4").tobytes()).decode()
@@ -216,6 +221,11 @@ class Postings:
             np.frombuffer(data, dtype="u1", count=size, offset=8 + 16 * size).astype(np.uint8),
             np.frombuffer(data, dtype="<i8", count=gone, offset=8 + 17 * size).astype(np.int64),
         )
+
+    @property
+    def nbytes(self) -> int:
+        """What they take in memory, about."""
+        return 256 + self.hashes.nbytes + self.refs.nbytes + self.counts.nbytes + self.removed.nbytes
 
     def encoded(self) -> str:
         """As text."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from loremesh_agents.adapters.graph.filters import PhraseFilter, TitleFilter
 from loremesh_agents.adapters.graph.versioned.batch import Batch
-from loremesh_agents.adapters.graph.versioned.buckets import BucketChanges
+from loremesh_agents.adapters.graph.versioned.buckets import BucketChanges, Buckets
 from loremesh_agents.adapters.graph.versioned.cells import cell, newest, outdated
 from loremesh_agents.adapters.graph.versioned.chain import Head
 from loremesh_agents.adapters.graph.versioned.concurrently import both
@@ -76,6 +76,7 @@ class Writer:
     Args:
         engine: To read from.
         memory: Of the process.
+        buckets: That the process has read.
         batch: Takes the changes.
         head: The state that the version follows.
         collection: The collection in that state, or as it is to be made.
@@ -86,14 +87,16 @@ class Writer:
         self,
         engine: GraphEngine,
         memory: WriterMemory,
+        buckets: Buckets,
         batch: Batch,
+        *,
         head: Head,
         collection: CollectionState,
-        *,
         time: float,
     ) -> None:
         self._engine = engine
         self._memory = memory
+        self._buckets = buckets
         self._base = collection
         self._time = time
         self._version = batch.version
@@ -247,7 +250,7 @@ class Writer:
     async def _revise(self, found: _Documents, deadline: Deadline) -> None:
         uid, batch = self._base.uid, self._batch
         self._filters = await self._current_filters(deadline)
-        entities = EntityChanges(self._engine, batch, uid, self._memory, self._filters)
+        entities = EntityChanges(self._engine, batch, self._base, self._memory, self._buckets, filters=self._filters)
         self._entities = entities
         ended_states = found.ended()
         ended = [ref for state in ended_states for ref in refs_of(state.first_ref, state.passages)]
