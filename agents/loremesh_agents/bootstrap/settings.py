@@ -33,7 +33,6 @@ CONFIG_VARIABLE = "LOREMESH_CONFIG"
 SECRETS_VARIABLE = "LOREMESH_SECRETS"
 _OUTSIDE = frozenset({CONFIG_VARIABLE, SECRETS_VARIABLE})
 _FOR_TESTS = "LOREMESH_TEST_"
-_SECRET = frozenset({"language_model.api_key", "stores.graph_password"})
 
 
 def default_data_folder() -> Path:
@@ -288,13 +287,21 @@ def _explain(error: ValidationError, origins: Mapping[str, str]) -> str:
             sentences.append(f"the setting {name}{where} is unknown")
         else:
             rule = problem["msg"]
-            value = "not shown" if name in _SECRET else repr(problem["input"])
+            value = "of a wrong kind" if name in _SECRETS else repr(problem["input"])
             sentences.append(f"the setting {name}{where} is {value}: {rule[:1].lower()}{rule[1:]}")
     return "; ".join(sentences)
 
 
+_SECRETS = frozenset(
+    f"{group}.{name}"
+    for group, model in Settings.model_fields.items()
+    for name, field in cast("type[BaseModel]", model.annotation).model_fields.items()
+    if field.annotation is SecretStr
+)
+
+
 def effective(loaded: LoadedSettings) -> list[tuple[str, str, str]]:
-    """Name, value and origin of every setting. Secrets are masked; keys and certificates of TLS are files."""
+    """Name, value and origin of every setting; asterisks in place of a secret."""
     values = loaded.settings.model_dump(mode="json")
     rows: list[tuple[str, str, str]] = []
     for name, value in _flatten(values):
