@@ -21,7 +21,7 @@ from tests.engines.graph_engines import ENGINES, text_index
 GRAPHS = ("sqlite", "memory", "versioned")
 DIVIDED_GRAPHS = ("sqlite", "memory")
 """Those that keep statistics per set of readers."""
-SERVED_GRAPHS = tuple(pytest.param(name, marks=pytest.mark.engines) for name in ENGINES)
+SERVED_GRAPHS = tuple(pytest.param(name, marks=(pytest.mark.engines, pytest.mark.timeout(240))) for name in ENGINES)
 """Those that need a server."""
 
 

@@ -64,7 +64,7 @@ def soon() -> Deadline:
     return Deadline.after(30)
 
 
-@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.engines) for name in ENGINES])
+@pytest.fixture(params=[pytest.param(name, marks=(pytest.mark.engines, pytest.mark.timeout(240))) for name in ENGINES])
 async def engine(request: pytest.FixtureRequest) -> AsyncIterator[GraphEngine]:
     async with ENGINES[request.param]() as opened:
         yield opened

@@ -73,6 +73,7 @@ class JanusGraph:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._heap = heap
+        self.cassandra = cassandra
         self.port = port or free_port()
         settings = [
             "gremlin.graph=org.janusgraph.core.JanusGraphFactory",

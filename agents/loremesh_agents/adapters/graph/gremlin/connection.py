@@ -29,7 +29,14 @@ _HEARTBEAT_S = 20.0
 _CONNECT_S = 10.0
 _FIRST_BACKOFF_S = 0.05
 _LAST_BACKOFF_S = 2.0
+_CLOSE_S = 1.0
+_TURNS_TO_CLOSE = 5
+"""Of the loop, until closed transports have let go of their sockets."""
+_DEFAULT_FRAME = 65_536
+"""What JanusGraph's own configuration files allow."""
 _UNINTERRUPTED_MS = 600_000
+
+_timeout: Any = aiohttp.ClientWSTimeout  # its fields are made in a way that type checkers do not see
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,14 +113,16 @@ class Connections:
         self._loop.close()
 
     async def _close(self) -> None:
-        for socket in self._sockets:
-            if socket is not None:
-                await socket.close()
         # Whoever still waits is told, and leaves nothing half open.
         others = asyncio.all_tasks() - {asyncio.current_task()}
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
+        for socket in self._sockets:
+            if socket is not None:
+                await socket.close()
+        for _ in range(_TURNS_TO_CLOSE):
+            await asyncio.sleep(0)
 
     async def _submit(self, request: Any, deadline: Deadline, *, interrupt: bool) -> list[Any]:
         try:
@@ -155,7 +164,7 @@ class Connections:
                 _log.warning("%s does not answer: %s", self._endpoint.name, error.__cause__ or error)
             self._backoff_s = min(_LAST_BACKOFF_S, max(_FIRST_BACKOFF_S, self._backoff_s * 2))
             # Jitter: the replicas of an agent must not come back all at once.
-            self._closed_until = time.monotonic() + self._backoff_s * random.uniform(0.5, 1.0)  # noqa: S311 - it spreads retries, no secret depends on it
+            self._closed_until = time.monotonic() + self._backoff_s * random.uniform(0.5, 1.0)  # noqa: S311 - jitter is no secret
             raise
         if self._backoff_s:
             _log.info("%s answers again", self._endpoint.name)
@@ -185,6 +194,7 @@ class _Socket:
                     headers=endpoint.headers(),
                     ssl=endpoint.tls or True,
                     heartbeat=_HEARTBEAT_S,
+                    timeout=_timeout(ws_close=_CLOSE_S),
                     max_msg_size=endpoint.message_bytes,
                 )
         except BaseException:
@@ -217,8 +227,9 @@ class _Socket:
         try:
             try:
                 await self._websocket.send_bytes(message)
-            except (aiohttp.ClientError, OSError) as error:
-                raise BackendUnavailable(self._endpoint.name) from error
+            except (aiohttp.ClientError, OSError):
+                # The reader knows why the connection was closed, and fails the answer.
+                await asyncio.wait([self._reader])
             return await answer
         finally:
             self._pending.pop(request_id, None)
@@ -226,12 +237,13 @@ class _Socket:
                 self._largest_in_flight = 0
 
     async def close(self) -> None:
-        self._reader.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._reader
-        with suppress(aiohttp.ClientError, OSError):
-            await self._websocket.close()
-        await self._session.close()
+        try:
+            self._reader.cancel()
+            await asyncio.wait([self._reader])
+            with suppress(aiohttp.ClientError, OSError):
+                await self._websocket.close()
+        finally:
+            await self._session.close()
 
     async def _read(self) -> None:
         failure: Exception = BackendUnavailable(self._endpoint.name)
@@ -240,18 +252,20 @@ class _Socket:
                 if message.type is aiohttp.WSMsgType.BINARY:
                     await self._take(self._serializer.deserialize_message(message.data))
                 elif message.type is aiohttp.WSMsgType.ERROR:
+                    if getattr(message.data, "code", None) == aiohttp.WSCloseCode.MESSAGE_TOO_BIG:
+                        failure = errors.answer_too_large(self._endpoint.name, self._endpoint.message_bytes)
                     break
+            else:
+                # Servers drop a connection without a word when a message is too large for them.
+                if self._largest_in_flight > _DEFAULT_FRAME:
+                    _log.warning(
+                        "%s closed a connection while a message of %d bytes was under way: its setting maxContentLength may be too small",
+                        self._endpoint.name,
+                        self._largest_in_flight,
+                    )
         except (aiohttp.ClientError, OSError) as error:
             failure.__cause__ = error
         finally:
-            code = self._websocket.close_code
-            if code == aiohttp.WSCloseCode.MESSAGE_TOO_BIG:
-                ours = isinstance(self._websocket.exception(), aiohttp.WebSocketError)
-                failure = (
-                    errors.answer_too_large(self._endpoint.name, self._endpoint.message_bytes)
-                    if ours
-                    else errors.too_large(self._endpoint.name, self._largest_in_flight)
-                )
             for answer, _ in self._pending.values():
                 if not answer.done():
                     answer.set_exception(failure)

@@ -67,13 +67,6 @@ def refused(name: str, code: int, message: str) -> Exception:
     return RuntimeError(f"the {name} server refused a request with status {code}: {message[:1000]}")
 
 
-def too_large(name: str, size: int) -> ConfigurationError:
-    """The server closed the connection at a message of so many bytes."""
-    return ConfigurationError(
-        f"the {name} server refused a message of {size} bytes: its setting maxContentLength must be larger"
-    )
-
-
 def answer_too_large(name: str, limit: int) -> ConfigurationError:
     """The server sent a message beyond what we take."""
     return ConfigurationError(

@@ -1,6 +1,6 @@
 """JanusGraph: schema and writes by scripts of its own API, which writes without reading first; reads by traversals.
 
-Measured against traversals that do the same (bench/README.md has the table): a batch as one argument of one script is several times as fast.
+Measured against traversals that do the same (docs/engines.md has the table): a batch as one argument of one script is several times as fast.
 """
 
 import asyncio
@@ -216,7 +216,7 @@ class JanusGraphEngine(GremlinEngine):
             if outcome != "contended":
                 return bool(outcome == "made")
             # Another holds the lock: it wins, or breaks off.
-            await asyncio.sleep(min(deadline.remaining(), random.uniform(0.01, _LONGEST_WAIT_S)))  # noqa: S311 - it spreads retries, no secret depends on it
+            await asyncio.sleep(min(deadline.remaining(), random.uniform(0.01, _LONGEST_WAIT_S)))  # noqa: S311 - jitter is no secret
 
     async def apply(self, changes: Changes, *, unless: str, deadline: Deadline) -> None:
         """Makes changes; `unless` is not looked at."""

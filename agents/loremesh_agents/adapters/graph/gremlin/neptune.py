@@ -132,7 +132,7 @@ class NeptuneEngine(GremlinEngine):
             try:
                 return await self._submit(traversal, deadline)
             except WriteConflict:
-                await asyncio.sleep(min(deadline.remaining(), random.uniform(0, _LONGEST_WAIT_S)))  # noqa: S311 - it spreads retries, no secret depends on it
+                await asyncio.sleep(min(deadline.remaining(), random.uniform(0, _LONGEST_WAIT_S)))  # noqa: S311 - jitter is no secret
 
 
 def _outgoing(value: Value) -> Any:
