@@ -33,7 +33,7 @@ async def opened(kind: str, folder: Path) -> AsyncIterator[Stores]:
         stores = Stores(memory, MemoryTextIndex(memory))
     else:
         sqlite = SqliteGraphStore(folder / "graph.db")
-        stores = Stores(sqlite, SqliteTextIndex(sqlite.connections))
+        stores = Stores(sqlite, SqliteTextIndex(sqlite))
     yield stores
     await stores.graph.close()
 

@@ -50,7 +50,7 @@ def open_graph(stores: StoreSettings) -> tuple[GraphStore, TextIndex]:
             from loremesh_agents.adapters.text.sqlite import SqliteTextIndex
 
             sqlite = SqliteGraphStore(_path("stores.graph", url))
-            return sqlite, SqliteTextIndex(sqlite.connections)
+            return sqlite, SqliteTextIndex(sqlite)
         case "memory":
             from loremesh_agents.adapters.graph.memory import MemoryGraphStore
             from loremesh_agents.adapters.text.memory import MemoryTextIndex

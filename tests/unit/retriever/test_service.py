@@ -89,7 +89,7 @@ def service(
     **settings: float,
 ) -> RetrieverService:
     changed = RetrieverSettings.model_validate(settings)
-    return RetrieverService(store, SqliteTextIndex(store.connections), vectors, embedder, changed)
+    return RetrieverService(store, SqliteTextIndex(store), vectors, embedder, changed)
 
 
 async def found(
@@ -235,7 +235,7 @@ async def test_a_ranker_is_asked_for_its_opinion_but_for_the_fast_profile(store:
         asked.append(signals.shape)
         return np.array([0.0] * (len(signals) - 1) + [1.0])
 
-    text = SqliteTextIndex(store.connections)
+    text = SqliteTextIndex(store)
     ranked = RetrieverService(store, text, None, None, RetrieverSettings(), relevance=relevance)
     fast, _ = await found(ranked, replace(ASKED, profile=Profile.FAST))
     assert not asked

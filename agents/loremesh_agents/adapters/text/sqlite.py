@@ -3,41 +3,31 @@
 import sqlite3
 from collections.abc import Mapping
 
-from loremesh_agents.adapters.graph.sqlite.connection import Connections
+from loremesh_agents.adapters.graph.sqlite import SqliteGraphStore
 from loremesh_agents.adapters.graph.sqlite.schema import full_text_table
+from loremesh_agents.adapters.text.embedded import EmbeddedIndex
+from loremesh_agents.adapters.text.query import rarest_terms
 from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.retrieval import PassageRef
 from loremesh_agents.domain.revision import CollectionRevision
 
-_MOST_POSTINGS = 1_000
 
-
-class SqliteTextIndex:
+class SqliteTextIndex(EmbeddedIndex):
     """See `ports.text.TextIndex`. Never behind: the tables change in the graph's own transactions.
 
-    The rarest terms are asked for until 1,000 passages contain one of them; the commoner ones tell passages apart so little that they only cost
-    time. So the work does not grow with the collection.
-
     Args:
-        connections: Of the graph store.
+        graph: Whose passages to search.
     """
 
-    def __init__(self, connections: Connections) -> None:
-        self._connections = connections
+    def __init__(self, graph: SqliteGraphStore) -> None:
+        super().__init__(graph)
+        self._connections = graph.connections
 
     async def search(
         self, terms: Mapping[str, int], *, revisions: tuple[CollectionRevision, ...], limit: int, deadline: Deadline
     ) -> tuple[PassageRef, ...]:
         """See the port."""
-        chosen: list[str] = []
-        postings = 0
-        for term, count in sorted(
-            ((term, count) for term, count in terms.items() if count), key=lambda pair: (pair[1], pair[0])
-        ):
-            if chosen and postings + count > _MOST_POSTINGS:
-                break
-            postings += count
-            chosen.append(term)
+        chosen = rarest_terms(terms)
         if not chosen:
             return ()
         query = " OR ".join('"' + term.replace('"', '""') + '"' for term in chosen)
