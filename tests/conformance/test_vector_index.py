@@ -24,7 +24,9 @@ from loremesh_agents.domain.principal import ANONYMOUS
 from loremesh_agents.domain.revision import LATEST, CollectionRevision
 from loremesh_agents.ports.graph import GraphStore, VectorChanges
 from loremesh_agents.ports.vectors import VectorIndex
+from tests.conformance.conftest import GRAPHS, opened
 from tests.documents import document, soon, write
+from tests.engines.search_indexes import KeptGraph, cassandra_vectors, opensearch_vectors
 
 Vector = NDArray[np.float32]
 
@@ -33,6 +35,9 @@ KINDS: Mapping[str, Callable[[GraphStore, Path], VectorIndex]] = {
     "faiss exact": FaissVectorIndex,
     "faiss based": lambda graph, folder: FaissVectorIndex(graph, folder, exact_limit=0),
 }
+"""Those that every process makes for itself, from the graph."""
+OUTSIDE = {"opensearch": opensearch_vectors, "cassandra": cassandra_vectors}
+"""Those that the knowledge agent writes and the others wait for."""
 
 
 def at(degrees: float) -> Vector:
@@ -88,10 +93,21 @@ async def opened_index(graph: GraphStore, folder: Path, kind: str = "faiss based
     await index.close()
 
 
-@pytest.fixture(params=KINDS)
-async def searched(request: pytest.FixtureRequest, store: GraphStore, tmp_path: Path) -> AsyncIterator[Searched]:
-    async with opened_index(store, tmp_path / "vectors", request.param) as found:
-        yield found
+@pytest.fixture(
+    params=[
+        *(f"{kind} over {graph}" for kind in KINDS for graph in GRAPHS),
+        *(pytest.param(f"{kind} over {graph}", marks=pytest.mark.engines) for kind in OUTSIDE for graph in GRAPHS),
+    ]
+)
+async def searched(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Searched]:
+    kind, _, graph = request.param.rpartition(" over ")
+    async with opened(graph, tmp_path) as stores:
+        if kind in KINDS:
+            async with opened_index(stores.graph, tmp_path / "vectors", kind) as found:
+                yield found
+            return
+        async with OUTSIDE[kind](request.getfixturevalue(kind), stores.graph) as index:
+            yield Searched(KeptGraph(stores.graph, [index]), index)
 
 
 @pytest.fixture

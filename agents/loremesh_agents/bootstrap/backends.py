@@ -2,10 +2,13 @@
 
 import importlib.util
 import logging
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
+from loremesh_agents.bootstrap.server_urls import parse_server_url
 from loremesh_agents.bootstrap.settings import StoreSettings
 from loremesh_agents.domain.errors import ConfigurationError
 from loremesh_agents.domain.ranker import Ranker, RankerRefused
@@ -15,6 +18,9 @@ from loremesh_agents.ports.graph import GraphStore
 from loremesh_agents.ports.language_model import LanguageModel
 from loremesh_agents.ports.text import TextIndex
 from loremesh_agents.ports.vectors import VectorIndex
+
+if TYPE_CHECKING:
+    from loremesh_agents.adapters.derived.opensearch import OpenSearchServers
 
 _log = logging.getLogger(__name__)
 
@@ -78,10 +84,98 @@ def open_vectors(stores: StoreSettings, graph: GraphStore) -> VectorIndex | None
             from loremesh_agents.adapters.vector.memory import MemoryVectorIndex
 
             return MemoryVectorIndex(graph)
+        case "opensearch+http" | "opensearch+https":
+            _require("stores.vectors", url, "opensearchpy", "opensearch")
+            from loremesh_agents.adapters.vector.opensearch import OpenSearchVectorIndex
+
+            user, password = stores.vectors_user, stores.vectors_password.get_secret_value()
+            found = _opensearch("stores.vectors", url, user, password, stores)
+            return OpenSearchVectorIndex(graph, found.servers, found.prefix, settings=found.settings)
+        case "cassandra" | "cassandra+tls" as scheme:
+            _require("stores.vectors", url, "cassandra", "cassandra")
+            from loremesh_agents.adapters.derived.cassandra import CassandraServers
+            from loremesh_agents.adapters.vector.cassandra import CassandraVectorIndex
+
+            server = parse_server_url("stores.vectors", url, default_port=9042, words=("datacenter",))
+            if len({port for _, port in server.nodes}) > 1:
+                raise ConfigurationError(f"the setting stores.vectors is {url!r}: all nodes of Cassandra have one port")
+            return CassandraVectorIndex(
+                graph,
+                CassandraServers(
+                    tuple(host for host, _ in server.nodes),
+                    server.nodes[0][1],
+                    server.name,
+                    user=stores.vectors_user,
+                    password=stores.vectors_password.get_secret_value(),
+                    tls=scheme == "cassandra+tls",
+                    ca=_authorities(stores),
+                    datacenter=server.options.get("datacenter", ""),
+                ),
+            )
         case "none":
             return None
         case _:
-            raise _unknown("stores.vectors", url, "faiss:///folder, memory:// and none")
+            raise _unknown(
+                "stores.vectors",
+                url,
+                "faiss:///folder, memory://, opensearch+https://host:port/prefix, cassandra://host:port/keyspace and none",
+            )
+
+
+def open_text(stores: StoreSettings, graph: GraphStore) -> TextIndex | None:
+    """The text index outside the graph store; None where that within it is to serve.
+
+    Raises:
+        ConfigurationError: The URL names nothing that this build has.
+    """
+    url = stores.text
+    match urlsplit(url).scheme or url:
+        case "":
+            return None
+        case "opensearch+http" | "opensearch+https":
+            _require("stores.text", url, "opensearchpy", "opensearch")
+            from loremesh_agents.adapters.text.opensearch import OpenSearchTextIndex
+
+            user, password = stores.text_user, stores.text_password.get_secret_value()
+            found = _opensearch("stores.text", url, user, password, stores)
+            return OpenSearchTextIndex(graph, found.servers, found.prefix, settings=found.settings)
+        case _:
+            raise _unknown("stores.text", url, "opensearch+https://host:port/prefix, or nothing for the graph's own")
+
+
+class _OpenSearch(NamedTuple):
+    """An index in OpenSearch: where, and how a new one is made."""
+
+    servers: "OpenSearchServers"
+    prefix: str
+    settings: Mapping[str, int]
+
+
+def _opensearch(setting: str, url: str, user: str, password: str, stores: StoreSettings) -> _OpenSearch:
+    from loremesh_agents.adapters.derived.opensearch import OpenSearchServers
+
+    found = parse_server_url(setting, url, default_port=9200, counts=("shards", "replicas"))
+    protocol = found.scheme.partition("+")[2]
+    nodes = tuple(f"{protocol}://{f'[{host}]' if ':' in host else host}:{port}" for host, port in found.nodes)
+    counts = {f"number_of_{option}": found.count(option) for option in ("shards", "replicas")}
+    return _OpenSearch(
+        OpenSearchServers(nodes, user, password, _authorities(stores)),
+        found.name,
+        {name: count for name, count in counts.items() if count is not None},
+    )
+
+
+def _authorities(stores: StoreSettings) -> Path | None:
+    if stores.ca is not None and not stores.ca.is_file():
+        raise ConfigurationError(f"the setting stores.ca is {str(stores.ca)!r}: there is no such file")
+    return stores.ca
+
+
+def _require(setting: str, url: str, module: str, extra: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        raise ConfigurationError(
+            f"the setting {setting} is {url!r}, whose driver is not installed (pip install 'loremesh[{extra}]')"
+        )
 
 
 def open_embedder(stores: StoreSettings) -> Embedder | None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
@@ -52,7 +52,19 @@ class StoreSettings(_Group):
     graph: str = ""
     """Graph store: `sqlite:///path`, or `memory://` where one process serves both knowledge and retriever. Default: `graph.db` in the data folder."""
     vectors: str = ""
-    """Vector index: `faiss:///folder`, `memory://`, or `none`. Default: `vectors` in the data folder, or in memory with the graph."""
+    """Vector index: `faiss:///folder`, `memory://`, `opensearch+https://host:port/prefix` (or `+http`), `cassandra://host:port/keyspace` (or `cassandra+tls`), or `none`. Default: `vectors` in the data folder, or in memory with the graph."""
+    vectors_user: str = ""
+    """User of the vector index's server; empty where it asks for none."""
+    vectors_password: SecretStr = SecretStr("")
+    """Password of that user."""
+    text: str = ""
+    """Text index: `opensearch+https://host:port/prefix` (or `+http`). Default: within the graph store."""
+    text_user: str = ""
+    """User of the text index's server; empty where it asks for none."""
+    text_password: SecretStr = SecretStr("")
+    """Password of that user."""
+    ca: Path | None = None
+    """PEM file of the authorities that the certificates of the stores' servers come from. Default: those of the machine."""
     embedder: str = "minilm://"
     """Encoder: `minilm://` (the installed package, else a download), `minilm:///folder`, or `none`."""
     model: str = "extractive://"
@@ -274,7 +286,7 @@ def _explain(error: ValidationError, origins: Mapping[str, str]) -> str:
 
 
 def effective(loaded: LoadedSettings) -> list[tuple[str, str, str]]:
-    """Name, value and origin of every setting. Keys and certificates are files, so no value is a secret itself."""
+    """Name, value and origin of every setting; of a password only whether there is one."""
     values = loaded.settings.model_dump(mode="json")
     rows: list[tuple[str, str, str]] = []
     for name, value in _flatten(values):

@@ -8,6 +8,7 @@ import urllib.error
 import urllib.request
 import zipfile
 from pathlib import Path
+from typing import Any
 
 from tests.engines.servers.jars import jars
 from tests.engines.servers.process import ServerProcess, accepts
@@ -65,7 +66,7 @@ class OpenSearchNode:
         """Where it listens."""
         return f"http://127.0.0.1:{self.port}"
 
-    def request(self, method: str, path: str, body: object = None) -> object:
+    def request(self, method: str, path: str, body: object = None, *, seconds: float = 30.0) -> Any:
         """Asks it something, as its operator would."""
         asked = urllib.request.Request(
             self.url + path,
@@ -73,12 +74,12 @@ class OpenSearchNode:
             data=None if body is None else json.dumps(body).encode(),
             headers={"Content-Type": "application/json"},
         )
-        with urllib.request.urlopen(asked, timeout=30) as answer:
+        with urllib.request.urlopen(asked, timeout=seconds) as answer:
             return json.load(answer)
 
     def _serves(self) -> bool:
         try:
-            self.request("GET", "/_cluster/health?wait_for_status=yellow&timeout=3s")
+            self.request("GET", "/_cluster/health?wait_for_status=yellow&timeout=3s", seconds=5)
         except (OSError, urllib.error.URLError, ValueError):
             return False
         return True
