@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+from cassandra.auth import PlainTextAuthProvider
 from cassandra.cluster import EXEC_PROFILE_DEFAULT, Cluster, ExecutionProfile
 from cassandra.policies import DCAwareRoundRobinPolicy
 
@@ -82,11 +83,15 @@ async def opensearch_vectors(node: OpenSearchNode, graph: GraphStore) -> AsyncIt
     node.request("DELETE", f"/{prefix}-*")
 
 
-def define(node: CassandraNode, *statements: str) -> list[Any]:
+def define(node: CassandraNode, *statements: str, user: str = "", password: str = "") -> list[Any]:
     """Asks a node, as its operator would; gives the rows of the last statement."""
     profile = ExecutionProfile(load_balancing_policy=DCAwareRoundRobinPolicy("datacenter1"), request_timeout=30)
     cluster = Cluster(
-        [node.address], port=node.port, protocol_version=5, execution_profiles={EXEC_PROFILE_DEFAULT: profile}
+        [node.address],
+        port=node.port,
+        protocol_version=5,
+        auth_provider=PlainTextAuthProvider(user, password) if user else None,
+        execution_profiles={EXEC_PROFILE_DEFAULT: profile},
     )
     try:
         session = cluster.connect()

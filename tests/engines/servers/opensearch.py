@@ -50,7 +50,7 @@ class OpenSearchNode:
             # The runner adds the node's number, 1, to the port.
             *(
                 "-clusterName",
-                "loremesh",
+                f"loremesh-{self.port}",  # nodes of one machine and one name would find one another
                 "-numOfNode",
                 "1",
                 "-baseHttpPort",

@@ -213,7 +213,8 @@ class CassandraConnection:
             _log.warning("Cassandra at %s fails at %s: %s", where, stage, error)
             raise BackendUnavailable(_BACKEND) from error
         except NoHostAvailable as error:
-            refused = any(isinstance(cause, AuthenticationFailed) for cause in (error.errors or {}).values())
+            causes = error.errors.values() if isinstance(error.errors, dict) else ()
+            refused = any(isinstance(cause, AuthenticationFailed) for cause in causes)
             why = "refuses the user or the password" if refused else "cannot be reached"
             _log.warning("Cassandra at %s %s: %s", where, why, error)
             raise BackendUnavailable(_BACKEND) from error

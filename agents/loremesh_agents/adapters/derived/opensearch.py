@@ -40,7 +40,8 @@ _log = logging.getLogger(__name__)
 
 _BACKEND = "opensearch"
 _CONNECTIONS = 16
-_BULK_BYTES = 4_000_000
+_BULK_BYTES = 900_000
+"""Of one request: larger ones would hold the event loop up while they are sent."""
 _LONGEST_WORD = 8191
 _ADDED, _REMOVED = 1, 2
 _STATE_FIELDS = {

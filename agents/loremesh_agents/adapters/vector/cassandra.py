@@ -50,13 +50,17 @@ class _Vectors:
     def __init__(self, connection: CassandraConnection) -> None:
         self._connection = connection
         self._checked = False
+        self._made: set[str] = set()
 
     @property
     def name(self) -> str:
         return _NAME
 
     async def prepare(self, *, replacing: bool, deadline: Deadline) -> None:
-        if self._checked:
+        if replacing:
+            # Somebody may have taken a table away: they are looked for again.
+            self._made.clear()
+        if self._checked and not replacing:
             return
         for table in _TABLES:
             await self._connection.define(table, deadline=deadline)
@@ -95,19 +99,18 @@ class _Vectors:
         return {row.uid: IndexState(row.uid, row.collection, row.revision, row.dimension) for row in rows}
 
     async def apply(self, state: IndexState, page: VectorChanges, *, stamp: int, deadline: Deadline) -> IndexState:
-        if state.dimension and page.removed:
-            await self._connection.ask_each(
-                f"DELETE FROM {_table(state)} WHERE ref = ?",
-                [(int(ref),) for ref in page.removed],
-                stage="removing",
-                deadline=deadline,
-            )
-        if page.added:
-            dimension = page.vectors.shape[1]
-            if dimension != state.dimension:
-                state = await self._widened(state, dimension, deadline)
-            rows = [(int(ref), stamp, vector) for ref, vector in zip(page.added, page.vectors.tolist(), strict=True)]
-            await self._add(f"INSERT INTO {_table(state)} (ref, stamp, vector) VALUES (?, ?, ?)", rows, deadline)
+        dimension = page.vectors.shape[1] if page.added else state.dimension
+        if not dimension:
+            return replace(state, revision=page.revision)
+        state = await self._with_table(state, dimension, deadline)
+        await self._connection.ask_each(
+            f"DELETE FROM {_table(state)} WHERE ref = ?",
+            [(int(ref),) for ref in page.removed],
+            stage="removing",
+            deadline=deadline,
+        )
+        rows = [(int(ref), stamp, vector) for ref, vector in zip(page.added, page.vectors.tolist(), strict=True)]
+        await self._add(f"INSERT INTO {_table(state)} (ref, stamp, vector) VALUES (?, ?, ?)", rows, deadline)
         return replace(state, revision=page.revision)
 
     async def note(self, state: IndexState, *, deadline: Deadline) -> None:
@@ -133,6 +136,7 @@ class _Vectors:
         if stamped_before is None:
             if state.dimension:
                 await self._connection.define(f"DROP TABLE IF EXISTS {_table(state)}", deadline=deadline)
+                self._made.discard(_table(state))
             await self._connection.ask(
                 "DELETE FROM vector_index_state WHERE uid = ? IF EXISTS", (uid,), stage="removing", deadline=deadline
             )
@@ -171,24 +175,27 @@ class _Vectors:
             )
             await self._connection.ask_each(statement, rows, consistency=QUORUM, stage="writing", deadline=deadline)
 
-    async def _widened(self, state: IndexState, dimension: int, deadline: Deadline) -> IndexState:
-        """The state with vectors of a dimension, in a table that is made for them."""
-        if state.dimension:
-            # A graph store takes vectors of another model only when those before are all gone.
-            await self._connection.define(f"DROP TABLE IF EXISTS {_table(state)}", deadline=deadline)
-        state = replace(state, dimension=dimension)
-        # Noted first: whoever removes the collection finds the table by it.
-        await self.note(state, deadline=deadline)
+    async def _with_table(self, state: IndexState, dimension: int, deadline: Deadline) -> IndexState:
+        """The state with vectors of a dimension, in a table that is made for them if need be."""
+        if dimension != state.dimension:
+            if state.dimension:
+                # A graph store takes vectors of another model only when those before are all gone.
+                await self._connection.define(f"DROP TABLE IF EXISTS {_table(state)}", deadline=deadline)
+            state = replace(state, dimension=dimension)
+            # Noted first: whoever removes the collection finds the table by it.
+            await self.note(state, deadline=deadline)
         table = _table(state)
-        await self._connection.define(
-            f"CREATE TABLE IF NOT EXISTS {table} (ref bigint PRIMARY KEY, stamp bigint, vector vector<float, {dimension}>)",
-            deadline=deadline,
-        )
-        await self._connection.define(
-            f"CREATE INDEX IF NOT EXISTS {table}_near ON {table} (vector) USING 'sai'"
-            " WITH OPTIONS = {'similarity_function': 'dot_product'}",
-            deadline=deadline,
-        )
+        if table not in self._made:
+            await self._connection.define(
+                f"CREATE TABLE IF NOT EXISTS {table} (ref bigint PRIMARY KEY, stamp bigint, vector vector<float, {dimension}>)",
+                deadline=deadline,
+            )
+            await self._connection.define(
+                f"CREATE INDEX IF NOT EXISTS {table}_near ON {table} (vector) USING 'sai'"
+                " WITH OPTIONS = {'similarity_function': 'dot_product'}",
+                deadline=deadline,
+            )
+            self._made.add(table)
         return state
 
     async def _format(self, deadline: Deadline) -> int:
