@@ -146,21 +146,24 @@ async def test_rebuilding_takes_away_what_does_not_belong_and_readers_go_on(
     assert await count(text, revision) == 2
 
 
-async def test_a_missing_index_is_said_and_comes_back_with_the_next_write(
+async def test_a_missing_index_is_said_and_comes_back_whole_with_the_next_write(
     opensearch: OpenSearchNode,
     graph: MemoryGraphStore,
     text: OpenSearchTextIndex,
     prefix: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    revision = await put(graph, "tower")
-    await text.maintain("c", deadline=soon())
+    revision, other = await put(graph, "tower"), await put(graph, "bridge", collection="d")
+    await text.recover(deadline=soon())
     opensearch.request("DELETE", f"/{prefix}-text")
-    with pytest.raises(BackendUnavailable):
-        await count(text, revision)
-    assert f"{prefix}-text" in caplog.text
+    with pytest.raises(BudgetExhausted):
+        await count(text, revision, Deadline.after(0.3))
+    assert caplog.text.count(f"there is no OpenSearch index {prefix}-text") == 1
+    reading = asyncio.create_task(count(text, other))
+    later = await put(graph, "gate")
     await text.maintain("c", deadline=soon())
-    assert await count(text, revision) == 1
+    assert await count(text, later) == 2
+    assert await reading == 1
 
 
 async def test_an_index_of_another_format_is_refused_by_name_and_made_anew_on_request(

@@ -76,8 +76,8 @@ class IndexStore(Protocol[_PageTaken_contra]):
         """What errors call it."""
         ...
 
-    async def prepare(self, *, replacing: bool, deadline: Deadline) -> None:
-        """Makes what the index is kept in, if it is not there.
+    async def prepare(self, *, replacing: bool, deadline: Deadline) -> bool:
+        """Makes what the index is kept in, if it is not there; gives whether it had to.
 
         Args:
             replacing: Whether to make it anew where it is of another format; with all that is in it.
@@ -143,8 +143,12 @@ class Keeping(Generic[AnyPage]):
         """See `ports.derived.DerivedIndex`."""
         async with self._alone(collection, deadline):
             current = await self._graph.revision(collection, deadline=deadline)
-            await self._store.prepare(replacing=False, deadline=deadline)
-            return await self._follow(current, await self._state(current, deadline), deadline=deadline)
+            made = await self._store.prepare(replacing=False, deadline=deadline)
+            reached = await self._follow(current, await self._state(current, deadline), deadline=deadline)
+        if made:
+            # Somebody has taken the index away, and with it the other collections.
+            await self.recover(deadline=deadline)
+        return reached
 
     async def rebuild(self, collection: str, *, deadline: Deadline) -> CollectionRevision:
         """See `ports.derived.DerivedIndex`. What is there is replaced in its place, so that readers go on."""

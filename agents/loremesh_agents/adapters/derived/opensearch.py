@@ -182,6 +182,7 @@ class OpenSearchStore(Generic[AnyPage]):
         self._connection = connection
         self._index = index
         self._checked = False
+        self._missing = False
 
     @property
     def name(self) -> str:
@@ -201,13 +202,14 @@ class OpenSearchStore(Generic[AnyPage]):
         del page, deadline
         return state
 
-    async def prepare(self, *, replacing: bool, deadline: Deadline) -> None:
+    async def prepare(self, *, replacing: bool, deadline: Deadline) -> bool:
         """See `IndexStore`."""
         found = await self._format(deadline)
         if found is not None and found != self._index.format and replacing:
             await self._ask("DELETE", (self._index.name,), expected=(404,), stage="making it anew", deadline=deadline)
             found = None
-        if found is None:
+        made = found is None
+        if made:
             answer = await self._ask(
                 "PUT",
                 (self._index.name,),
@@ -221,6 +223,7 @@ class OpenSearchStore(Generic[AnyPage]):
                 raise BackendUnavailable(self.name)
             found = await self._format(deadline)
         self._require_format(found)
+        return made
 
     async def states(self, uids: Group[str] | None, *, deadline: Deadline) -> Mapping[str, IndexState]:
         """See `IndexStore`."""
@@ -229,7 +232,10 @@ class OpenSearchStore(Generic[AnyPage]):
         if not uids:
             return {}
         if not self._checked:
-            self._require_format(await self._format(deadline))
+            found = await self._format(deadline)
+            if found is None:
+                return self._say_missing()
+            self._require_format(found)
         answer = await self._ask(
             "POST",
             (self._index.name, "_mget"),
@@ -240,7 +246,7 @@ class OpenSearchStore(Generic[AnyPage]):
         )
         documents = answer.get("docs", [])
         if "error" in answer or any("error" in document for document in documents):
-            self._missing()
+            return self._say_missing()
         return _states(documents)
 
     async def apply(self, state: IndexState, page: AnyPage, *, stamp: int, deadline: Deadline) -> IndexState:
@@ -321,7 +327,8 @@ class OpenSearchStore(Generic[AnyPage]):
             deadline=deadline,
         )
         if "error" in answer:
-            self._missing()
+            self._say_missing()
+            raise BackendUnavailable(self.name)
         if answer.get("timed_out"):
             raise BudgetExhausted(self.name, "searching")
         hits = answer.get("hits", {}).get("hits", [])
@@ -366,8 +373,7 @@ class OpenSearchStore(Generic[AnyPage]):
 
     def _require_format(self, found: int | None) -> None:
         self._checked = found == self._index.format
-        if found is None:
-            self._missing()
+        self._missing = False
         if not self._checked:
             _log.error(
                 "the OpenSearch index %s is of format %s, this build writes format %d: 'loremesh collections NAME --rebuild' makes it anew",
@@ -375,10 +381,13 @@ class OpenSearchStore(Generic[AnyPage]):
             )
             raise BackendUnavailable(self.name)
 
-    def _missing(self) -> None:
+    def _say_missing(self) -> Mapping[str, IndexState]:
+        """Says once that there is no index; gives the states that it then has."""
         self._checked = False
-        _log.warning("there is no OpenSearch index %s: the knowledge agent makes it", self._index.name)
-        raise BackendUnavailable(self.name)
+        if not self._missing:
+            self._missing = True
+            _log.warning("there is no OpenSearch index %s until the knowledge agent makes it", self._index.name)
+        return {}
 
     async def _all_states(self, deadline: Deadline) -> Mapping[str, IndexState]:
         found: dict[str, IndexState] = {}

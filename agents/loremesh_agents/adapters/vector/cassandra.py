@@ -56,12 +56,12 @@ class _Vectors:
     def name(self) -> str:
         return _NAME
 
-    async def prepare(self, *, replacing: bool, deadline: Deadline) -> None:
+    async def prepare(self, *, replacing: bool, deadline: Deadline) -> bool:
         if replacing:
             # Somebody may have taken a table away: they are looked for again.
             self._made.clear()
         if self._checked and not replacing:
-            return
+            return False
         for table in _TABLES:
             await self._connection.define(table, deadline=deadline)
         await self._connection.ask(
@@ -70,7 +70,8 @@ class _Vectors:
             stage="preparing",
             deadline=deadline,
         )
-        if replacing and await self._format(deadline) != _FORMAT:
+        other = await self._format(deadline) != _FORMAT
+        if replacing and other:
             for state in (await self.states_anyhow(None, deadline=deadline)).values():
                 await self.remove(state.uid, deadline=deadline)
             await self._connection.ask(
@@ -80,6 +81,7 @@ class _Vectors:
                 deadline=deadline,
             )
         await self._require_format(deadline)
+        return other
 
     async def states(self, uids: Group[str] | None, *, deadline: Deadline) -> Mapping[str, IndexState]:
         if not self._checked:
