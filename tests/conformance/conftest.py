@@ -9,12 +9,17 @@ import pytest
 
 from loremesh_agents.adapters.graph.memory import MemoryGraphStore
 from loremesh_agents.adapters.graph.sqlite import SqliteGraphStore
+from loremesh_agents.adapters.graph.versioned import VersionedGraphStore
 from loremesh_agents.adapters.text.memory import MemoryTextIndex
+from loremesh_agents.adapters.text.postings import PostingsTextIndex
 from loremesh_agents.adapters.text.sqlite import SqliteTextIndex
 from loremesh_agents.ports.graph import GraphStore
 from loremesh_agents.ports.text import TextIndex
+from tests.conformance.memory_engine import Graph, MemoryEngine
 
-GRAPHS = ("sqlite", "memory")
+GRAPHS = ("sqlite", "memory", "versioned")
+DIVIDED_GRAPHS = ("sqlite", "memory")
+"""Those that keep statistics per set of readers."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,9 @@ async def opened(kind: str, folder: Path) -> AsyncIterator[Stores]:
     if kind == "memory":
         memory = MemoryGraphStore()
         stores = Stores(memory, MemoryTextIndex(memory))
+    elif kind == "versioned":
+        versioned = VersionedGraphStore(MemoryEngine(Graph(), shuffle=1))
+        stores = Stores(versioned, PostingsTextIndex(versioned))
     else:
         sqlite = SqliteGraphStore(folder / "graph.db")
         stores = Stores(sqlite, SqliteTextIndex(sqlite))
@@ -47,3 +55,17 @@ async def stores(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
 @pytest.fixture
 def store(stores: Stores) -> GraphStore:
     return stores.graph
+
+
+@pytest.fixture(params=DIVIDED_GRAPHS)
+async def divided_store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[GraphStore]:
+    """A store that keeps statistics per set of readers."""
+    async with opened(request.param, tmp_path) as found:
+        yield found.graph
+
+
+@pytest.fixture(params=sorted(set(GRAPHS) - set(DIVIDED_GRAPHS)))
+async def undivided_store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[GraphStore]:
+    """A store that keeps none."""
+    async with opened(request.param, tmp_path) as found:
+        yield found.graph

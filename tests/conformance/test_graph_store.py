@@ -208,17 +208,17 @@ DIVIDED = CollectionOptions(reader_statistics=True)
 STAFF = Principal("s", frozenset({"staff"}))
 
 
-async def test_statistics_are_of_all_documents_or_of_the_readable_ones(store: GraphStore) -> None:
+async def test_statistics_are_of_all_documents_or_of_the_readable_ones(divided_store: GraphStore) -> None:
     documents = writes(
         LONDON,
         document("plan", "Plan", "London Bridge will fall, and London with it.", readers=frozenset({"staff"})),
         document("list", "List", "London, Paris, Rome.", readers=frozenset({"board"})),
     )
-    await store.write("open", documents, embedding_model="", deadline=soon())
-    await store.write("divided", documents, embedding_model="", options=DIVIDED, deadline=soon())
+    await divided_store.write("open", documents, embedding_model="", deadline=soon())
+    await divided_store.write("divided", documents, embedding_model="", options=DIVIDED, deadline=soon())
 
     async def known(collections: list[str], principal: Principal) -> tuple[int, int, object]:
-        async with store.snapshot(
+        async with divided_store.snapshot(
             collections, principal=principal, filter=EVERYTHING, consistency=LATEST, deadline=soon()
         ) as snapshot:
             entry = await snapshot.enter(terms=["london"], entities=["london"], deadline=soon())
@@ -233,62 +233,62 @@ async def test_statistics_are_of_all_documents_or_of_the_readable_ones(store: Gr
     assert await known(["open", "divided"], STAFF) == (5, 5, (5, 2))
 
 
-async def test_a_filter_changes_no_statistics(store: GraphStore) -> None:
-    await store.write("c", (), embedding_model="", options=DIVIDED, deadline=soon())
+async def test_a_filter_changes_no_statistics(divided_store: GraphStore) -> None:
+    await divided_store.write("c", (), embedding_model="", options=DIVIDED, deadline=soon())
     secret = document("s", "Secret", "London too.", readers=frozenset({"staff"}))
-    await put(store, LONDON, secret, document("b", "B", "London again.", metadata={"lang": "de"}))
+    await put(divided_store, LONDON, secret, document("b", "B", "London again.", metadata={"lang": "de"}))
     german = MetadataFilter((Condition("lang", frozenset({"de"})),))
-    async with view(store, kept=german) as snapshot:
+    async with view(divided_store, kept=german) as snapshot:
         statistics = (await snapshot.enter(terms=["london"], deadline=soon())).statistics
     assert (statistics.passage_count, statistics.document_frequencies["london"]) == (2, 2)
 
 
-async def test_an_entity_that_only_hidden_documents_know_is_not_known(store: GraphStore) -> None:
-    await store.write("c", (), embedding_model="", options=DIVIDED, deadline=soon())
+async def test_an_entity_that_only_hidden_documents_know_is_not_known(divided_store: GraphStore) -> None:
+    await divided_store.write("c", (), embedding_model="", options=DIVIDED, deadline=soon())
     secret = document("secret", "Quiet protocol", "Xanadu uses it.", readers=frozenset({"staff"}))
-    await put(store, document("one", "One", "they used the quiet protocol here."), secret)
-    async with view(store) as snapshot:
+    await put(divided_store, document("one", "One", "they used the quiet protocol here."), secret)
+    async with view(divided_store) as snapshot:
         entry = await snapshot.enter(entities=["xanadu", "quiet protocol"], deadline=soon())
     assert entry.entities == {}
-    async with view(store, principal=STAFF) as snapshot:
+    async with view(divided_store, principal=STAFF) as snapshot:
         entry = await snapshot.enter(entities=["xanadu", "quiet protocol"], deadline=soon())
     assert {key: entity.mention_count for key, entity in entry.entities.items()} == {"quiet protocol": 1, "xanadu": 1}
 
 
-async def test_a_title_that_comes_back_counts_what_it_makes_once(store: GraphStore) -> None:
-    await store.write("c", (), embedding_model="", options=DIVIDED, deadline=soon())
+async def test_a_title_that_comes_back_counts_what_it_makes_once(divided_store: GraphStore) -> None:
+    await divided_store.write("c", (), embedding_model="", options=DIVIDED, deadline=soon())
     title = document("title", "Quiet protocol", "Nothing.")
     await put(
-        store,
+        divided_store,
         document("lower", "Lower", "they used the quiet protocol here."),
         document("upper", "Upper", "It was called Quiet Protocol then."),
         document("secret", "Secret", "Nothing.", readers=frozenset({"staff"})),
     )
     counts = []
     for _ in range(2):
-        await put(store, title)
-        async with view(store) as snapshot:
+        await put(divided_store, title)
+        async with view(divided_store) as snapshot:
             counts.append((await snapshot.enter(entities=["quiet protocol"], deadline=soon())).entities)
-        await store.delete_documents("c", ["title"], deadline=soon())
+        await divided_store.delete_documents("c", ["title"], deadline=soon())
     assert [(found["quiet protocol"].mention_count, found["quiet protocol"].title_count) for found in counts] == [
         (2, 1),
         (2, 1),
     ]
-    async with view(store) as snapshot:
+    async with view(divided_store) as snapshot:
         left = (await snapshot.enter(entities=["quiet protocol"], deadline=soon())).entities["quiet protocol"]
     assert (left.mention_count, left.title_count) == (1, 0)
 
 
-async def test_links_from_hidden_passages_count_for_nobody_else(store: GraphStore) -> None:
-    await store.write("c", (), embedding_model="", options=DIVIDED, deadline=soon())
+async def test_links_from_hidden_passages_count_for_nobody_else(divided_store: GraphStore) -> None:
+    await divided_store.write("c", (), embedding_model="", options=DIVIDED, deadline=soon())
     hidden = [
         document(f"h{number}", f"H{number}", "See.", links=(Link("london"),), readers=frozenset({"staff"}))
         for number in range(3)
     ]
-    await put(store, LONDON, document("s", "S", "See London.", links=(Link("london"),)), *hidden)
+    await put(divided_store, LONDON, document("s", "S", "See London.", links=(Link("london"),)), *hidden)
     degrees = []
     for principal in (ANONYMOUS, STAFF):
-        async with view(store, principal=principal) as snapshot:
+        async with view(divided_store, principal=principal) as snapshot:
             seeds = list((await snapshot.enter(passages=[("c", "s#0")], deadline=soon())).passages.values())
             found = await snapshot.expand(
                 seeds, [], entities=(), known=(), mention_limit=60, title_limit=5, deadline=soon()
@@ -297,41 +297,55 @@ async def test_links_from_hidden_passages_count_for_nobody_else(store: GraphStor
     assert degrees == [1, 4]
 
 
-async def test_a_collection_s_options_are_those_of_its_first_write(store: GraphStore) -> None:
-    await store.write("c", writes(LONDON), embedding_model="", options=DIVIDED, deadline=soon())
-    assert (await store.collection("c", deadline=soon())).options == DIVIDED
-    await put(store, ADA)
+async def test_a_collection_s_options_are_those_of_its_first_write(divided_store: GraphStore) -> None:
+    await divided_store.write("c", writes(LONDON), embedding_model="", options=DIVIDED, deadline=soon())
+    assert (await divided_store.collection("c", deadline=soon())).options == DIVIDED
+    await put(divided_store, ADA)
     with pytest.raises(CollectionOptionsMismatch):
-        await store.write("c", (), embedding_model="", options=CollectionOptions(False), deadline=soon())
-    await put(store, ADA, collection="d")
-    assert (await store.collection("d", deadline=soon())).options == CollectionOptions(reader_statistics=False)
+        await divided_store.write("c", (), embedding_model="", options=CollectionOptions(False), deadline=soon())
+    await put(divided_store, ADA, collection="d")
+    assert (await divided_store.collection("d", deadline=soon())).options == CollectionOptions(reader_statistics=False)
     with pytest.raises(CollectionOptionsMismatch):
-        await store.write("d", writes(LONDON), embedding_model="", options=DIVIDED, deadline=soon())
-    assert (await store.collection("d", deadline=soon())).document_count == 1
-    await store.delete_collection("d", deadline=soon())
-    await store.write("d", writes(LONDON), embedding_model="", options=DIVIDED, deadline=soon())
-    assert (await store.collection("d", deadline=soon())).options == DIVIDED
+        await divided_store.write("d", writes(LONDON), embedding_model="", options=DIVIDED, deadline=soon())
+    assert (await divided_store.collection("d", deadline=soon())).document_count == 1
+    await divided_store.delete_collection("d", deadline=soon())
+    await divided_store.write("d", writes(LONDON), embedding_model="", options=DIVIDED, deadline=soon())
+    assert (await divided_store.collection("d", deadline=soon())).options == DIVIDED
 
 
-async def test_sets_of_readers_are_bounded_where_statistics_are_kept_of_them(store: GraphStore) -> None:
+async def test_statistics_per_set_of_readers_are_refused_by_name_where_there_are_none(
+    undivided_store: GraphStore,
+) -> None:
+    with pytest.raises(CollectionOptionsMismatch, match=r"'c' cannot have reader_statistics: the .+ store"):
+        await undivided_store.write("c", writes(LONDON), embedding_model="", options=DIVIDED, deadline=soon())
+    with pytest.raises(CollectionNotFound):
+        await undivided_store.collection("c", deadline=soon())
+    await undivided_store.write(
+        "c", writes(LONDON), embedding_model="", options=CollectionOptions(False), deadline=soon()
+    )
+    with pytest.raises(CollectionOptionsMismatch):
+        await undivided_store.write("c", (), embedding_model="", options=DIVIDED, deadline=soon())
+
+
+async def test_sets_of_readers_are_bounded_where_statistics_are_kept_of_them(divided_store: GraphStore) -> None:
     def of(number: int, text: str = "A text."):
         return document(f"d{number}", f"D{number}", text, readers=frozenset({f"group-{number}"}))
 
     full = [of(number) for number in range(MOST_READER_SETS)]
-    await store.write("c", writes(*full), embedding_model="", options=DIVIDED, deadline=soon())
+    await divided_store.write("c", writes(*full), embedding_model="", options=DIVIDED, deadline=soon())
 
     async def outcomes(*documents: object) -> list[Outcome]:
-        _, results = await store.write("c", writes(*documents), embedding_model="", deadline=soon())
+        _, results = await divided_store.write("c", writes(*documents), embedding_model="", deadline=soon())
         return [result.outcome for result in results]
 
     more = of(MOST_READER_SETS)
     assert await outcomes(more, LONDON) == [Outcome.REFUSED, Outcome.CREATED]
-    assert (await store.collection("c", deadline=soon())).document_count == MOST_READER_SETS + 1
+    assert (await divided_store.collection("c", deadline=soon())).document_count == MOST_READER_SETS + 1
     assert await outcomes(replace(of(0, "Another text."), readers=frozenset({"group-1"})), more) == [
         Outcome.UPDATED,
         Outcome.CREATED,
     ]
-    await store.delete_documents("c", ["d5"], deadline=soon())
+    await divided_store.delete_documents("c", ["d5"], deadline=soon())
     assert await outcomes(of(0, "A third text."), of(5)) == [Outcome.UPDATED, Outcome.REFUSED]
 
 

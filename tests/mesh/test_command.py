@@ -117,3 +117,14 @@ def test_health_of_nobody_is_an_error() -> None:
     found = loremesh("health", "coordinator", "retriever", "--json", **addresses)
     assert found.returncode == 3
     assert {json.loads(line)["state"] for line in found.stdout.splitlines()} == {"does not answer"}
+
+
+def test_the_embedded_graph_is_looked_after(notes: Path, tmp_path: Path) -> None:
+    data = ("--data", str(tmp_path / "data"))
+    planned = loremesh("graph", "migrate", "--plan", *data)
+    assert (planned.returncode, planned.stderr) == (0, "")
+    assert "nothing to do" in planned.stdout
+    assert loremesh("graph", "stats", *data).stdout.startswith("There are no collections yet")
+    assert loremesh("ingest", str(notes), "-c", "notes", *data).returncode == 0
+    (collection,) = json.loads(loremesh("graph", "stats", "--json", *data).stdout)["collections"]
+    assert (collection["name"], collection["documents"], collection["revision"] > 0) == ("notes", 2, True)

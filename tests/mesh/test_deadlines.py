@@ -40,8 +40,8 @@ async def test_each_hop_has_less_time_than_its_caller(client: Client, gates: Gat
     # Retrieval has half of what may be spent; counting tokens has half of what the synthesizer has.
     assert gates["search"].deadline.at <= latest - seconds / 2 + reserve - HOP
     assert gates["count"].deadline.at <= latest - seconds / 3
-    # Nor is it given away: gRPC rounds by one per cent at the most.
-    assert gates["first token"].deadline.at >= latest - reserve - HOP - max(0.03 * seconds, 0.1)
+    # Nor is it given away: gRPC rounds by one per cent at the most, and three hops take their time.
+    assert gates["first token"].deadline.at >= latest - reserve - HOP - max(0.03 * seconds, 0.2)
     (plan,) = [event.plan for event in events if event.HasField("plan")]
     budgets = [step.budget.seconds + step.budget.nanos / 1e9 for step in plan.steps]
     assert sum(budgets) <= seconds - reserve

@@ -48,7 +48,7 @@ def _top(module: str) -> str:
 
 
 def test_the_product_imports_only_what_its_distribution_names() -> None:
-    declared = _requirements("minilm", "opensearch", "cassandra", "otel")
+    declared = _requirements("minilm", "models", "opensearch", "cassandra", "otel")
     known = _distributions_by_module()
     foreign = {
         _top(module): path for module, path in _imports().items() if _top(module) not in _OURS | sys.stdlib_module_names
@@ -93,7 +93,7 @@ def test_the_layers_forbid_every_driver_that_we_depend_on() -> None:
         if "loremesh_agents.domain" in contract.get("source_modules", ())
     )
     forbidden = {_top(module) for module in contract["forbidden_modules"] if not module.startswith("loremesh_agents")}
-    declared = _requirements("minilm", "opensearch", "cassandra", "otel")
+    declared = _requirements("minilm", "models", "opensearch", "cassandra", "otel")
     drivers = {
         _top(module)
         for module in _imports()

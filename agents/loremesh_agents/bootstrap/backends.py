@@ -2,14 +2,14 @@
 
 import importlib.util
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
 from loremesh_agents.bootstrap.server_urls import parse_server_url
-from loremesh_agents.bootstrap.settings import StoreSettings
+from loremesh_agents.bootstrap.settings import LanguageModelSettings, StoreSettings
 from loremesh_agents.domain.errors import ConfigurationError
 from loremesh_agents.domain.ranker import Ranker, RankerRefused
 from loremesh_agents.domain.ranker import load as load_ranker
@@ -32,6 +32,40 @@ def _path(setting: str, url: str) -> Path:
             f"the setting {setting} is {url!r}: it needs a path, as in {parts.scheme}:///var/lib/loremesh"
         )
     return Path(parts.path)
+
+
+def _host(setting: str, url: str) -> str:
+    """The host of an address without anything that would be passed over in silence."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise ConfigurationError(f"the setting {setting} is {url!r}: {error}") from None
+    if not host or parts.username is not None or parts.query or parts.fragment:
+        raise ConfigurationError(
+            f"the setting {setting} is {url!r}: it needs a host, and neither user, query nor fragment,"
+            f" as in {parts.scheme}://127.0.0.1:8000"
+        )
+    bracketed = f"[{host}]" if ":" in host else host
+    return bracketed if port is None else f"{bracketed}:{port}"
+
+
+def _host_and_port(setting: str, url: str) -> str:
+    target = _host(setting, url)
+    parts = urlsplit(url)
+    if parts.port is None or parts.path.strip("/"):
+        raise ConfigurationError(
+            f"the setting {setting} is {url!r}: it needs a host and a port, and no path, as in {parts.scheme}://127.0.0.1:50051"
+        )
+    return target
+
+
+def _require(setting: str, url: str, modules: Sequence[str], extra: str) -> None:
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigurationError(
+            f"the setting {setting} is {url!r}, which needs {missing[0]}: pip install 'loremesh[{extra}]'"
+        )
 
 
 def _unknown(setting: str, url: str, known: str) -> ConfigurationError:
@@ -85,14 +119,14 @@ def open_vectors(stores: StoreSettings, graph: GraphStore) -> VectorIndex | None
 
             return MemoryVectorIndex(graph)
         case "opensearch+http" | "opensearch+https":
-            _require("stores.vectors", url, "opensearchpy", "opensearch")
+            _require("stores.vectors", url, ["opensearchpy"], "opensearch")
             from loremesh_agents.adapters.vector.opensearch import OpenSearchVectorIndex
 
             user, password = stores.vectors_user, stores.vectors_password.get_secret_value()
             found = _opensearch("stores.vectors", url, user, password, stores)
             return OpenSearchVectorIndex(graph, found.servers, found.prefix, settings=found.settings)
         case "cassandra" | "cassandra+tls" as scheme:
-            _require("stores.vectors", url, "cassandra", "cassandra")
+            _require("stores.vectors", url, ["cassandra"], "cassandra")
             from loremesh_agents.adapters.derived.cassandra import CassandraServers
             from loremesh_agents.adapters.vector.cassandra import CassandraVectorIndex
 
@@ -133,7 +167,7 @@ def open_text(stores: StoreSettings, graph: GraphStore) -> TextIndex | None:
         case "":
             return None
         case "opensearch+http" | "opensearch+https":
-            _require("stores.text", url, "opensearchpy", "opensearch")
+            _require("stores.text", url, ["opensearchpy"], "opensearch")
             from loremesh_agents.adapters.text.opensearch import OpenSearchTextIndex
 
             user, password = stores.text_user, stores.text_password.get_secret_value()
@@ -171,13 +205,6 @@ def _authorities(stores: StoreSettings) -> Path | None:
     return stores.ca
 
 
-def _require(setting: str, url: str, module: str, extra: str) -> None:
-    if importlib.util.find_spec(module) is None:
-        raise ConfigurationError(
-            f"the setting {setting} is {url!r}, whose driver is not installed (pip install 'loremesh[{extra}]')"
-        )
-
-
 def open_embedder(stores: StoreSettings) -> Embedder | None:
     """The encoder; None where there is none, which is logged with what would mend it.
 
@@ -210,19 +237,61 @@ def open_embedder(stores: StoreSettings) -> Embedder | None:
             raise _unknown("stores.embedder", url, "minilm://, minilm:///folder and none")
 
 
-def open_model(stores: StoreSettings) -> LanguageModel:
-    """The engine that writes answers.
+def open_model(stores: StoreSettings, settings: LanguageModelSettings) -> LanguageModel:
+    """The engine that writes answers, or all of them as one. They need not be there yet: calls fail with BACKEND_UNAVAILABLE until they are.
 
     Raises:
-        ConfigurationError: The URL names nothing that this build has.
+        ConfigurationError: A URL names nothing that this build has, a driver is not installed, or a tokenizer cannot be read.
     """
-    match urlsplit(stores.model).scheme:
+    urls = list(dict.fromkeys(url.strip() for url in stores.model.split(",")))
+    if len(urls) == 1:
+        return _open_engine(urls[0], settings)
+    from loremesh_agents.adapters.model.pool import EnginePool
+
+    return EnginePool({url: _open_engine(url, settings) for url in urls})
+
+
+def _open_engine(url: str, settings: LanguageModelSettings) -> LanguageModel:
+    scheme = urlsplit(url).scheme
+    match scheme:
         case "extractive":
             from loremesh_agents.adapters.model.extractive import ExtractiveModel
 
             return ExtractiveModel()
+        case "vllm+grpc" | "trtllm+grpc":
+            _require("stores.model", url, ("smg_grpc_proto", "tokenizers", "jinja2"), "models")
+            from loremesh_agents.adapters.model.token_model import TokenModel
+
+            target = _host_and_port("stores.model", url)
+            if scheme == "vllm+grpc":
+                from loremesh_agents.adapters.model.vllm_grpc import VllmGrpcEngine
+
+                vllm = VllmGrpcEngine(target, idle_timeout=settings.idle_timeout)
+                return TokenModel(vllm, tokenizer=settings.tokenizer)
+            from loremesh_agents.adapters.model.trtllm_grpc import TrtllmGrpcEngine
+
+            trtllm = TrtllmGrpcEngine(target, idle_timeout=settings.idle_timeout)
+            return TokenModel(trtllm, tokenizer=settings.tokenizer)
+        case "openai+http" | "openai+https":
+            needed = ("httpx", "jinja2", *(("tokenizers",) if settings.tokenizer is not None else ()))
+            _require("stores.model", url, needed, "models")
+            _host("stores.model", url)
+            from loremesh_agents.adapters.model.openai_http import OpenAiModel
+
+            return OpenAiModel(
+                url.removeprefix("openai+"),
+                name=settings.name,
+                api_key=settings.api_key.get_secret_value(),
+                tokenizer=settings.tokenizer,
+                context_tokens=settings.context_tokens,
+                idle_timeout=settings.idle_timeout,
+            )
         case _:
-            raise _unknown("stores.model", stores.model, "extractive://")
+            raise _unknown(
+                "stores.model",
+                url,
+                "extractive://, vllm+grpc://host:port, openai+http(s)://host:port/v1 and trtllm+grpc://host:port",
+            )
 
 
 def open_ranker(path: str) -> Ranker | None:

@@ -82,7 +82,7 @@ async def build(
             shown = MetricsServer(metrics.registry, telemetry.metrics_host, telemetry.metrics_port or 0)
             metrics_port = (await resources.enter_async_context(shown)).port
         targets: dict[str, str] = settings.addresses.model_dump()
-        stores = Stores(settings.stores, resources)
+        stores = Stores(settings.stores, settings.language_model, resources)
         stores.require_shared([spec.name for spec in chosen(names)])
         servers: list[AgentServer] = []
         for spec in chosen(names):
@@ -119,12 +119,12 @@ async def serve(mesh: Mesh, settings: Settings) -> None:
 
 
 def channel_options(settings: Settings) -> ChannelOptions:
-    """How to connect to agents."""
+    """How to connect to agents: calls go in turn to all addresses that a name has."""
     security = settings.security
     if security.mode in ("plain", "sidecar"):
-        return ChannelOptions()
+        return ChannelOptions(balance="round_robin")
     own = (security.certificate, security.key) if security.mode == "mtls" else (None, None)
-    return ChannelOptions(tls=ClientTls(security.ca, *own, security.server_name))
+    return ChannelOptions(tls=ClientTls(security.ca, *own, security.server_name), balance="round_robin")
 
 
 class _Peers:

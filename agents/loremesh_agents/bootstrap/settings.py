@@ -33,6 +33,7 @@ CONFIG_VARIABLE = "LOREMESH_CONFIG"
 SECRETS_VARIABLE = "LOREMESH_SECRETS"
 _OUTSIDE = frozenset({CONFIG_VARIABLE, SECRETS_VARIABLE})
 _FOR_TESTS = "LOREMESH_TEST_"
+_SECRET = frozenset({"language_model.api_key"})
 
 
 def default_data_folder() -> Path:
@@ -68,7 +69,22 @@ class StoreSettings(_Group):
     embedder: str = "minilm://"
     """Encoder: `minilm://` (the installed package, else a download), `minilm:///folder`, or `none`."""
     model: str = "extractive://"
-    """Engine that writes answers: `extractive://`."""
+    """Engine that writes answers: `extractive://`, `vllm+grpc://host:port`, `openai+http://host:port/v1` (or `openai+https://`), `trtllm+grpc://host:port`. Several that serve the same model, parted by commas, write as one."""
+
+
+class LanguageModelSettings(_Group):
+    """How the engine that `stores.model` names is used. Nothing of it counts for `extractive://`; times are in seconds."""
+
+    name: str = ""
+    """The default model of a server with several; empty for its first."""
+    api_key: SecretStr = SecretStr("")
+    """Key of an `openai+https` server."""
+    tokenizer: Path | None = None
+    """Folder of the model's tokenizer (`tokenizer.json` and its neighbours). None: an engine over gRPC sends its own, a server over HTTP counts itself, or its tokens are estimated."""
+    context_tokens: int = Field(default=8192, gt=0)
+    """Context of the models of a server that does not say."""
+    idle_timeout: float = Field(default=30.0, gt=0)
+    """Time for which an engine may be silent in the middle of a call."""
 
 
 class AddressSettings(_Group):
@@ -148,6 +164,7 @@ class Settings(BaseSettings):
     )
 
     stores: StoreSettings = Field(default_factory=StoreSettings)
+    language_model: LanguageModelSettings = LanguageModelSettings()
     addresses: AddressSettings = AddressSettings()
     security: SecuritySettings = SecuritySettings()
     server: ServerSettings = ServerSettings()
@@ -281,12 +298,13 @@ def _explain(error: ValidationError, origins: Mapping[str, str]) -> str:
             sentences.append(f"the setting {name}{where} is unknown")
         else:
             rule = problem["msg"]
-            sentences.append(f"the setting {name}{where} is {problem['input']!r}: {rule[:1].lower()}{rule[1:]}")
+            value = "not shown" if name in _SECRET else repr(problem["input"])
+            sentences.append(f"the setting {name}{where} is {value}: {rule[:1].lower()}{rule[1:]}")
     return "; ".join(sentences)
 
 
 def effective(loaded: LoadedSettings) -> list[tuple[str, str, str]]:
-    """Name, value and origin of every setting; of a password only whether there is one."""
+    """Name, value and origin of every setting. Secrets are masked; keys and certificates of TLS are files."""
     values = loaded.settings.model_dump(mode="json")
     rows: list[tuple[str, str, str]] = []
     for name, value in _flatten(values):

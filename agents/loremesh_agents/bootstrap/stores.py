@@ -5,7 +5,7 @@ from contextlib import AsyncExitStack
 from functools import cached_property
 
 from loremesh_agents.bootstrap import backends
-from loremesh_agents.bootstrap.settings import StoreSettings
+from loremesh_agents.bootstrap.settings import LanguageModelSettings, StoreSettings
 from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.errors import ConfigurationError
 from loremesh_agents.ports.embedding import Embedder
@@ -23,11 +23,13 @@ class Stores:
 
     Args:
         settings: The URLs.
+        language_model: How the engine that writes answers is used.
         stack: Closes what is opened.
     """
 
-    def __init__(self, settings: StoreSettings, stack: AsyncExitStack) -> None:
+    def __init__(self, settings: StoreSettings, language_model: LanguageModelSettings, stack: AsyncExitStack) -> None:
         self._settings = settings
+        self._language_model = language_model
         self._stack = stack
 
     def require_shared(self, agents: Group[str]) -> None:
@@ -87,7 +89,7 @@ class Stores:
     @cached_property
     def model(self) -> LanguageModel:
         """The engine that writes answers."""
-        model = backends.open_model(self._settings)
+        model = backends.open_model(self._settings, self._language_model)
         self._stack.push_async_callback(model.close)
         return model
 

@@ -17,6 +17,7 @@ _COMMANDS = {
     "collections": "List, show and delete collections.",
     "config": "Show the settings that are in force.",
     "demo": "Ingest the Python language reference and ask three questions.",
+    "graph": "Look after the graph store: its schema, and what is in it.",
     "health": "Ask the agents whether they are ready.",
     "ingest": "Read files or folders into a collection.",
     "serve": "Serve one agent, several, or all.",

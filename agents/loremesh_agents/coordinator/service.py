@@ -27,6 +27,7 @@ from loremesh_agents.domain.followup import EarlierTurn, standalone, turns
 from loremesh_agents.domain.lexicon import search_terms
 from loremesh_agents.domain.plan import Plan, PlanStep, Route
 from loremesh_agents.domain.read_ahead import ReadAhead
+from loremesh_agents.ports.continuation import continued
 from loremesh_agents.ports.language_model import GenerationRequest, ToolCallPiece
 from loremesh_agents.ports.peers import GenerationStart, Generator, Prompt, Retriever, SynthesisStart, Synthesizer
 
@@ -124,7 +125,13 @@ class CoordinatorService:
     ) -> AsyncGenerator[GenerationStart | TokenDelta | ToolCallPiece | Completion]:
         """The answer to a prompt."""
         request = GenerationRequest(prompt.messages, plan.standalone_question, prompt.sources, question.options)
-        return self._generator.generate(request, deadline=deadline)
+        return continued(
+            request,
+            lambda rest: self._generator.generate(rest, deadline=deadline),
+            attempts=self._settings.generation_attempts,
+            pause=self._settings.generation_pause,
+            deadline=deadline,
+        )
 
 
 class _Answer:

@@ -18,6 +18,10 @@ class CoordinatorSettings(BaseModel):
     """Share of the budget that retrieval may use."""
     synthesis_share: float = Field(default=0.3, gt=0, lt=1)
     """Share of what is left after retrieval that making the prompt may use."""
+    generation_attempts: int = Field(default=4, gt=0)
+    """Generators that may write at one answer: where one breaks off, another goes on from its last token."""
+    generation_pause: float = Field(default=0.05, ge=0)
+    """Time before another generator goes on; twice as long before each further one."""
     heartbeat_interval: float = Field(default=10.0, gt=0)
     """Silence after which a heartbeat is sent."""
     prompt_token_budget: int = Field(default=4096, gt=0)

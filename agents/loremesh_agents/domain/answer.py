@@ -8,6 +8,29 @@ from loremesh_agents.domain.revision import CollectionRevision
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token and how likely it was.
+
+    Attributes:
+        text: Text of the token alone; U+FFFD where it is a part of a code point.
+        token_id: Its id; 0 where the engine tells only the text.
+        logprob: Natural logarithm of its probability.
+    """
+
+    text: str
+    token_id: int
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """A token of an answer and the most likely tokens in its place, the likeliest first."""
+
+    chosen: TokenLogprob
+    top: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class TokenDelta:
     """The next piece of an answer.
 
@@ -16,12 +39,14 @@ class TokenDelta:
         sequence: Place of the first of them among the tokens of the answer, from 0.
         token_count: Tokens in this delta.
         token_ids: Their ids; empty where the model has no tokenizer.
+        logprobs: One for each token, where they were asked for.
     """
 
     text: str
     sequence: int
     token_count: int = 1
     token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

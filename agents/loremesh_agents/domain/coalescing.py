@@ -43,4 +43,5 @@ def _join(run: list[TokenDelta], count: int) -> TokenDelta:
         sequence=run[0].sequence,
         token_count=count,
         token_ids=tuple([token for delta in run for token in delta.token_ids]),
+        logprobs=tuple([entry for delta in run for entry in delta.logprobs]),
     )

@@ -264,6 +264,21 @@ class CollectionOptionsMismatch(PreconditionFailed):
             },
         )
 
+    @classmethod
+    def unsupported(cls, collection: str, option: str, backend: str) -> Self:
+        """The error of an option that the store cannot give to any collection."""
+        return cls.restore(
+            f"Collection {collection!r} cannot have {option}: the {backend} store does not keep what it needs; leave the option out,"
+            " or configure another graph store.",
+            metadata={
+                "collection": collection,
+                "option": option,
+                "collectionValue": "false",
+                "requestedValue": "true",
+                "backend": backend,
+            },
+        )
+
 
 class EmbeddingMismatch(PreconditionFailed):
     """The collection's vectors come from another embedding model than the configured one."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import NewType
+from typing import NamedTuple, NewType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,8 +83,7 @@ class PassageFeatures:
     has_vector: NDArray[np.bool_]
 
 
-@dataclass(frozen=True, slots=True)
-class EntityStatistics:
+class EntityStatistics(NamedTuple):
     """What is known of an entity in the collections asked, summed over them.
 
     Attributes:
@@ -100,8 +99,7 @@ class EntityStatistics:
     title_count: int
 
 
-@dataclass(frozen=True, slots=True)
-class TitleEdge:
+class TitleEdge(NamedTuple):
     """A passage bears an entity's name."""
 
     entity: str
@@ -109,16 +107,14 @@ class TitleEdge:
     weight: float
 
 
-@dataclass(frozen=True, slots=True)
-class MentionEdge:
+class MentionEdge(NamedTuple):
     """A passage mentions an entity."""
 
     entity: str
     passage: PassageRef
 
 
-@dataclass(frozen=True, slots=True)
-class ReferenceEdge:
+class ReferenceEdge(NamedTuple):
     """A passage links to a passage.
 
     Attributes:

@@ -61,8 +61,7 @@ class GeneratorService:
                 raise UnsupportedByModel(model.name, "resuming a generation")
             if request.resume.model_fingerprint != model.fingerprint:
                 raise ModelChanged(model.name, request.resume.model_fingerprint, model.fingerprint)
-        limited = request.options.max_tokens or self._settings.default_max_tokens
-        request = replace(request, options=replace(request.options, max_tokens=limited))
+        request = replace(request, default_max_tokens=self._settings.default_max_tokens)
         yield GenerationStart(model.name, model.fingerprint)
         timings: dict[str, float] = {}
         async with ReadAhead(self._model.generate(request, deadline=deadline)) as written:

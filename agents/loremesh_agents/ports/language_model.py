@@ -1,7 +1,7 @@
 """The engine that writes answers."""
 
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Protocol
 
@@ -63,12 +63,18 @@ class ResumePoint:
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """What to write; see `loremesh.v1.GenerateRequest`."""
+    """What to write; see `loremesh.v1.GenerateRequest`.
+
+    Attributes:
+        default_max_tokens: Most tokens where the options do not say; less where the context has no room for as many.
+            0: as many as there is room for.
+    """
 
     messages: tuple[Message, ...]
     question: str
     sources: tuple[Source, ...] = ()
     options: SamplingOptions = DEFAULT_SAMPLING
+    default_max_tokens: int = 0
     tools: tuple[Tool, ...] = ()
     resume: ResumePoint | None = None
 
@@ -92,10 +98,65 @@ class GenerationEnd:
     resumptions: tuple[Resumption, ...] = ()
 
 
+class Emitted:
+    """What has come of a generation, to go on from there elsewhere when it breaks off.
+
+    Args:
+        request: The request as it was made.
+    """
+
+    def __init__(self, request: GenerationRequest) -> None:
+        self._request = request
+        self._text: list[str] = []
+        self._token_ids: list[int] = []
+        self._tokens = 0
+        self._called = False
+        if request.resume is not None:
+            self._text.append(request.resume.text)
+            self._token_ids += request.resume.token_ids
+            self._tokens = len(request.resume.token_ids)
+
+    def add(self, event: TokenDelta | ToolCallPiece) -> None:
+        """Takes what has come."""
+        if isinstance(event, ToolCallPiece):
+            self._called = True
+            return
+        self._text.append(event.text)
+        self._token_ids += event.token_ids
+        self._tokens = event.sequence + event.token_count
+
+    @property
+    def tied_by(self) -> str:
+        """What keeps the generation from going on elsewhere; empty where nothing does.
+
+        An engine that goes on takes what was emitted for a part of the prompt: penalties would not count it, a grammar would begin anew.
+        """
+        options = self._request.options
+        ties = {
+            "tool calls": self._called,
+            "tools": bool(self._request.tools) and self._tokens > 0,
+            "a JSON schema": bool(options.json_schema) and self._tokens > 0,
+            "penalties": bool(options.frequency_penalty or options.presence_penalty) and self._tokens > 0,
+        }
+        return next((name for name, ties_it in ties.items() if ties_it), "")
+
+    @property
+    def resumption(self) -> Resumption | None:
+        """Where it goes on; None where nothing has come, so that it only begins again."""
+        return Resumption(self._tokens, exact=not self._request.options.temperature) if self._tokens else None
+
+    def rest(self, model_fingerprint: str) -> GenerationRequest:
+        """The request for what is still to come."""
+        if not self._tokens:
+            return self._request
+        resume = ResumePoint(model_fingerprint, tuple(self._token_ids), "".join(self._text))
+        return replace(self._request, resume=resume)
+
+
 class LanguageModel(Protocol):
     """An engine with one or more models.
 
-    Errors raised: `ModelNotFound`, `UnsupportedByModel`, `ModelChanged`, `BackendUnavailable`, `BudgetExhausted`.
+    Errors raised: `InvalidRequest`, `ModelNotFound`, `UnsupportedByModel`, `ModelChanged`, `BackendUnavailable`, `BudgetExhausted`.
     """
 
     async def models(self, *, deadline: Deadline) -> tuple[Model, ...]:

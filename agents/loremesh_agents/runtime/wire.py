@@ -29,6 +29,8 @@ from loremesh_agents.domain.answer import (
     Resumption,
     Source,
     TokenDelta,
+    TokenLogprob,
+    TokenLogprobs,
     Usage,
 )
 from loremesh_agents.domain.conversation import Message, PassageReference, RetrievalContext, Role, Tool, ToolCall
@@ -388,11 +390,29 @@ def write_delta(delta: TokenDelta, message: answer_pb2.TokenDelta) -> None:
     message.token_count = delta.token_count
     if delta.token_ids:
         message.token_ids.extend(delta.token_ids)
+    for entry in delta.logprobs:
+        message.logprobs.add(
+            chosen=_logprob_to_proto(entry.chosen), top=[_logprob_to_proto(token) for token in entry.top]
+        )
 
 
 def delta_from_proto(message: answer_pb2.TokenDelta) -> TokenDelta:
     """Tokens."""
-    return TokenDelta(message.text, message.sequence, message.token_count, tuple(message.token_ids))
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    if message.logprobs:
+        logprobs = tuple(
+            TokenLogprobs(_logprob_from_proto(entry.chosen), tuple(_logprob_from_proto(token) for token in entry.top))
+            for entry in message.logprobs
+        )
+    return TokenDelta(message.text, message.sequence, message.token_count, tuple(message.token_ids), logprobs)
+
+
+def _logprob_to_proto(token: TokenLogprob) -> answer_pb2.TokenLogprob:
+    return answer_pb2.TokenLogprob(text=token.text, token_id=token.token_id, logprob=token.logprob)
+
+
+def _logprob_from_proto(message: answer_pb2.TokenLogprob) -> TokenLogprob:
+    return TokenLogprob(message.text, message.token_id, message.logprob)
 
 
 def tool_call_piece_to_proto(piece: ToolCallPiece) -> message_pb2.ToolCallDelta:

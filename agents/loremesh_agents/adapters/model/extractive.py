@@ -4,7 +4,7 @@ import hashlib
 import re
 from collections.abc import AsyncGenerator, Sequence
 
-from loremesh_agents.domain.answer import FinishReason, TokenDelta, Usage
+from loremesh_agents.domain.answer import FinishReason, Resumption, TokenDelta, Usage
 from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.errors import BudgetExhausted, ModelChanged, ModelNotFound, UnsupportedByModel
 from loremesh_agents.domain.extractive import answer_text
@@ -49,7 +49,7 @@ class ExtractiveModel:
         text, stopped = _until_stop(text, request.options.stop)
         tokens = _TOKEN.findall(text)
         first = self._resume_at(request, tokens)
-        limit = request.options.max_tokens or len(tokens)
+        limit = request.options.max_tokens or request.default_max_tokens or len(tokens)
         emitted = tokens[first:limit]
         for sequence, token in enumerate(emitted, first):
             if deadline.expired:
@@ -60,7 +60,8 @@ class ExtractiveModel:
         else:
             reason = FinishReason.STOP if answers or stopped else FinishReason.NO_ANSWER
         prompt = sum(len(_TOKEN.findall(message.text)) for message in request.messages)
-        yield GenerationEnd(reason, Usage(prompt_tokens=prompt, completion_tokens=min(limit, len(tokens))))
+        usage = Usage(prompt_tokens=prompt, completion_tokens=min(limit, len(tokens)))
+        yield GenerationEnd(reason, usage, (Resumption(first, exact=True),) if request.resume is not None else ())
 
     async def close(self) -> None:
         """See the port."""

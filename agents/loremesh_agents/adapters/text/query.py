@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 
-_MOST_POSTINGS = 1_000
+_MOST_POSTINGS = 500
 
 
 def rarest_terms(terms: Mapping[str, int]) -> list[str]:
-    """The rarest of the terms, until 1,000 passages contain one of them; at least one, and none that no passage contains.
+    """The rarest of the terms, until 500 passages contain one of them; at least one, and none that no passage contains.
 
     The commoner ones tell passages apart so little that they only cost time. So the work does not grow with the collection.
 

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from loremesh_agents.adapters.graph.filters import PhraseFilter, TitleFilter
 from loremesh_agents.adapters.graph.sqlite.audiences import AudienceChanges
-from loremesh_agents.adapters.graph.sqlite.filters import PhraseFilter, TitleFilter
 from loremesh_agents.adapters.graph.sqlite.rows import execute_rows
 from loremesh_agents.adapters.graph.sqlite.schema import CAPITALISED, TITLED, full_text_table, next_id
 from loremesh_agents.domain.document import PassageWrite, Title

@@ -7,9 +7,8 @@ from collections.abc import Collection as Group
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import numpy as np
-
 from loremesh_agents.adapters.graph.sqlite.connection import Connections
+from loremesh_agents.adapters.graph.sqlite.features import FeatureCache
 from loremesh_agents.adapters.graph.sqlite.schema import CAPITALISED
 from loremesh_agents.adapters.graph.sqlite.statistics import EntityRow, Statistics
 from loremesh_agents.domain.deadline import Deadline
@@ -91,6 +90,7 @@ class SqliteSnapshot:
         *,
         visibility: Visibility,
         statistics: Statistics,
+        cache: FeatureCache,
     ) -> None:
         self._connections = connections
         self._connection = connection
@@ -99,6 +99,8 @@ class SqliteSnapshot:
         self._ids = json.dumps(sorted(collections))
         self._visibility = visibility
         self._statistics = statistics
+        self._cache = cache
+        self._term_ids: dict[str, int | None] = {}
 
     @property
     def revisions(self) -> tuple[CollectionRevision, ...]:
@@ -147,7 +149,11 @@ class SqliteSnapshot:
 
     async def features(self, refs: Group[PassageRef], terms: Sequence[str], *, deadline: Deadline) -> PassageFeatures:
         """See the port."""
-        return await self._read(lambda connection: self._features(connection, refs, terms), deadline)
+
+        def work(connection: sqlite3.Connection) -> PassageFeatures:
+            return self._features(connection, self._readable(connection, refs), terms)
+
+        return await self._read(work, deadline)
 
     async def expand(
         self,
@@ -203,6 +209,16 @@ class SqliteSnapshot:
             }
 
         return await self._read(work, deadline)
+
+    def _features(
+        self, connection: sqlite3.Connection, refs: Group[PassageRef], terms: Sequence[str]
+    ) -> PassageFeatures:
+        if not self._term_ids.keys() >= set(terms):
+            rows = connection.execute(
+                "SELECT term, id FROM term WHERE term IN (SELECT value FROM json_each(?))", (json.dumps(list(terms)),)
+            )
+            self._term_ids = {**dict.fromkeys(terms), **dict(rows.fetchall())}
+        return self._cache.features(connection, sorted(refs), [self._term_ids[term] for term in terms])
 
     def _locate(
         self, connection: sqlite3.Connection, passages: Sequence[tuple[str, str]]
@@ -365,48 +381,6 @@ class SqliteSnapshot:
             degree = self._statistics.links(connection, collection, target)
             edges[source, chosen] = ReferenceEdge(PassageRef(source), PassageRef(chosen), degree)
         return list(edges.values())
-
-    def _features(
-        self, connection: sqlite3.Connection, refs: Group[PassageRef], terms: Sequence[str]
-    ) -> PassageFeatures:
-        condition, parameters = self._visibility.passage("p.id")
-        rows = connection.execute(
-            "SELECT p.id, p.collection, o.document_id, p.ordinal, p.length, p.terms, p.counts, v.vector"
-            " FROM json_each(?) j CROSS JOIN passage p ON p.id = j.value JOIN document o ON o.id = p.document"
-            " LEFT JOIN vector v ON v.passage = p.id"
-            f" WHERE p.collection IN (SELECT value FROM json_each(?)){condition}",
-            (json.dumps(sorted(refs)), self._ids, *parameters),
-        ).fetchall()
-        ids = dict(
-            connection.execute(
-                "SELECT term, id FROM term WHERE term IN (SELECT value FROM json_each(?))", (json.dumps(list(terms)),)
-            ).fetchall()
-        )
-        frequencies = np.zeros((len(rows), len(terms)), dtype=np.float32)
-        stored = np.frombuffer(b"".join(row[5] for row in rows), dtype="<u4")
-        counts = np.frombuffer(b"".join(row[6] for row in rows), dtype="<u2")
-        places = np.repeat(np.arange(len(rows)), [len(row[5]) // 4 for row in rows])
-        for column, term in enumerate(terms):
-            if term in ids:
-                hits = stored == ids[term]
-                frequencies[places[hits], column] = counts[hits]
-        dimension = next((len(row[7]) // 4 for row in rows if row[7] is not None), 0)
-        # Collections may have vectors of different models. The retriever uses none then.
-        has_vector = np.array([row[7] is not None and len(row[7]) == 4 * dimension for row in rows], dtype=np.bool_)
-        vectors = np.zeros((len(rows), dimension), dtype=np.float32)
-        if dimension:
-            joined = np.frombuffer(
-                b"".join(row[7] for row, has in zip(rows, has_vector, strict=True) if has), dtype="<f4"
-            )
-            vectors[has_vector] = joined.reshape(-1, dimension)
-        return PassageFeatures(
-            refs=tuple(PassageRef(row[0]) for row in rows),
-            passage_ids=tuple(f"{self._collections[row[1]].collection}/{row[2]}#{row[3]}" for row in rows),
-            lengths=np.array([row[4] for row in rows], dtype=np.float32),
-            term_frequencies=frequencies,
-            vectors=vectors,
-            has_vector=has_vector,
-        )
 
 
 PASSAGE_COLUMNS = (

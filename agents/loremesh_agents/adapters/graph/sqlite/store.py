@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from loremesh_agents.adapters.graph.sqlite.connection import Connections
+from loremesh_agents.adapters.graph.sqlite.features import FeatureCache
 from loremesh_agents.adapters.graph.sqlite.snapshot import PASSAGE_COLUMNS, SqliteSnapshot, Visibility, passages_of
 from loremesh_agents.adapters.graph.sqlite.statistics import Statistics
 from loremesh_agents.adapters.graph.sqlite.writer import Writer, WriterMemory, delete_collection, open_collection
@@ -74,6 +75,7 @@ class SqliteGraphStore:
         self._snapshots = asyncio.Semaphore(snapshots)
         self._connections = Connections(path, snapshots + _SHORT_READS)
         self._memory = WriterMemory()
+        self._features = FeatureCache()
 
     @property
     def connections(self) -> Connections:
@@ -353,7 +355,13 @@ class SqliteGraphStore:
             async with self._connections.reader(deadline) as connection:
                 found, models, visibility, statistics = await self._connections.read(connection, begin, deadline)
                 yield SqliteSnapshot(
-                    self._connections, connection, found, models, visibility=visibility, statistics=statistics
+                    self._connections,
+                    connection,
+                    found,
+                    models,
+                    visibility=visibility,
+                    statistics=statistics,
+                    cache=self._features,
                 )
         finally:
             self._snapshots.release()

@@ -10,10 +10,10 @@ from urllib.parse import urldefrag
 
 import numpy as np
 
+from loremesh_agents.adapters.graph.filters import PhraseFilter, TitleFilter
 from loremesh_agents.adapters.graph.sqlite.audiences import AudienceChanges
 from loremesh_agents.adapters.graph.sqlite.connection import BACKEND
 from loremesh_agents.adapters.graph.sqlite.entities import EntityChanges
-from loremesh_agents.adapters.graph.sqlite.filters import PhraseFilter, TitleFilter
 from loremesh_agents.adapters.graph.sqlite.rows import execute_rows
 from loremesh_agents.adapters.graph.sqlite.schema import create_full_text, full_text_table, next_id
 from loremesh_agents.adapters.graph.sqlite.terms import TermChanges, TermIds

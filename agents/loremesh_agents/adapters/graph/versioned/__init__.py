@@ -1,1 +1,5 @@
-"""The graph store over any property graph: every write adds facts under a version of its own, and a version counts from when it is decided."""
+"""The graph store over a property graph that somebody runs: one store, an engine each."""
+
+from loremesh_agents.adapters.graph.versioned.store import VersionedGraphStore
+
+__all__ = ["VersionedGraphStore"]

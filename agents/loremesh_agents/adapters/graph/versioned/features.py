@@ -1,0 +1,98 @@
+"""Features of passages, kept from one question to the next.
+
+A passage never changes and its handle is never given again, so what is kept needs no check. Whether it is still there, and whether the caller may read
+it, is asked of the engine each time.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from loremesh_agents.adapters.graph.versioned.engine import PassageRow
+from loremesh_agents.adapters.graph.versioned.terms import Features, term_hash
+from loremesh_agents.domain.retrieval import PassageFeatures, PassageRef
+
+FIELDS = ("features", "vector", "uid")
+"""What must be read of a passage."""
+_CAPACITY = 16_384
+
+
+@dataclass(frozen=True, slots=True)
+class KeptPassage:
+    """What is kept of a passage.
+
+    Attributes:
+        uid: Its collection.
+        features: Its features.
+        vector: Its vector, as little-endian float32; empty where it has none.
+    """
+
+    uid: str
+    features: Features
+    vector: bytes
+
+
+class FeatureCache:
+    """Features of the passages that were read last, 16,384 at most."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[int, KeptPassage] = OrderedDict()
+
+    def missing(self, refs: Iterable[int]) -> list[int]:
+        """Those of which nothing is kept."""
+        return [ref for ref in refs if ref not in self._kept]
+
+    def take(self, rows: Iterable[PassageRow]) -> dict[int, KeptPassage]:
+        """Keeps what was read, with `FIELDS`; gives it as well."""
+        fresh: dict[int, KeptPassage] = {}
+        for row in rows:
+            vector = row.properties.get("vector")
+            features = Features.decoded(str(row.properties["features"]))
+            raw = vector if isinstance(vector, bytes) else b""
+            fresh[row.ref] = KeptPassage(str(row.properties["uid"]), features, raw)
+        self._kept.update(fresh)
+        while len(self._kept) > _CAPACITY:
+            self._kept.popitem(last=False)
+        return fresh
+
+    def kept(self, refs: Iterable[int]) -> dict[int, KeptPassage]:
+        """What is kept of passages."""
+        found: dict[int, KeptPassage] = {}
+        for ref in refs:
+            if ref in self._kept:
+                self._kept.move_to_end(ref)
+                found[ref] = self._kept[ref]
+        return found
+
+
+def passage_features(found: dict[int, KeptPassage], names: Mapping[str, str], terms: Sequence[str]) -> PassageFeatures:
+    """Features of passages, by handle.
+
+    Args:
+        found: What is kept of them.
+        names: Of the collections, by uid; passages of others are left out.
+        terms: Of the question.
+    """
+    refs = sorted(ref for ref, kept in found.items() if kept.uid in names)
+    rows = [found[ref] for ref in refs]
+    wanted = np.array([term_hash(term) for term in terms], dtype=np.uint64)
+    size = next((len(row.vector) for row in rows if row.vector), 0)
+    # Collections may have vectors of different models. The retriever uses none then.
+    has_vector = np.array([size > 0 and len(row.vector) == size for row in rows], dtype=np.bool_)
+    vectors = np.zeros((len(rows), size // 4), dtype=np.float32)
+    if size:
+        joined = b"".join(row.vector for row, has in zip(rows, has_vector.tolist(), strict=True) if has)
+        vectors[has_vector] = np.frombuffer(joined, dtype="<f4").reshape(-1, size // 4)
+    frequencies = np.zeros((len(rows), len(terms)), dtype=np.float32)
+    for place, row in enumerate(rows):
+        frequencies[place] = row.features.frequencies(wanted)
+    return PassageFeatures(
+        refs=tuple(PassageRef(ref) for ref in refs),
+        passage_ids=tuple(f"{names[row.uid]}/{row.features.document_id}#{row.features.ordinal}" for row in rows),
+        lengths=np.array([row.features.length for row in rows], dtype=np.float32),
+        term_frequencies=frequencies,
+        vectors=vectors,
+        has_vector=has_vector,
+    )

@@ -1,0 +1,528 @@
+"""The graph store over a property graph that promises no transaction of several vertices."""
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import TypeVar
+
+from loremesh_agents.adapters.graph.versioned.batch import Batch
+from loremesh_agents.adapters.graph.versioned.buckets import Held, read_postings
+from loremesh_agents.adapters.graph.versioned.chain import Chain, Head
+from loremesh_agents.adapters.graph.versioned.concurrently import both
+from loremesh_agents.adapters.graph.versioned.engine import Access, GraphEngine
+from loremesh_agents.adapters.graph.versioned.features import FeatureCache
+from loremesh_agents.adapters.graph.versioned.identifiers import decision_id, first_ref, refs_of
+from loremesh_agents.adapters.graph.versioned.log import ChangeLog, read_documents
+from loremesh_agents.adapters.graph.versioned.memory import WriterMemory
+from loremesh_agents.adapters.graph.versioned.schema import require_current
+from loremesh_agents.adapters.graph.versioned.snapshot import Reading, VersionedSnapshot
+from loremesh_agents.adapters.graph.versioned.states import (
+    ClaimRecord,
+    CollectionState,
+    Decision,
+    Outcome,
+    Purge,
+)
+from loremesh_agents.adapters.graph.versioned.sweep import plan_sweep
+from loremesh_agents.adapters.graph.versioned.terms import term_hash
+from loremesh_agents.adapters.graph.versioned.texts import Body
+from loremesh_agents.adapters.graph.versioned.timing import Clock, Timing
+from loremesh_agents.adapters.graph.versioned.visibility import is_there, require_time
+from loremesh_agents.adapters.graph.versioned.writer import Writer, removed_collection
+from loremesh_agents.domain.deadline import Deadline
+from loremesh_agents.domain.document import (
+    ANY_OPTIONS,
+    Change,
+    Collection,
+    CollectionOptions,
+    DocumentSummary,
+    DocumentWrite,
+    Passage,
+    WriteResult,
+)
+from loremesh_agents.domain.errors import (
+    BackendUnavailable,
+    BudgetExhausted,
+    CollectionNotFound,
+    CollectionOptionsMismatch,
+    CollectionRecreated,
+    DocumentNotFound,
+    LoremeshError,
+    RevisionNotReached,
+    WriteConflict,
+)
+from loremesh_agents.domain.filter import EVERYTHING, MetadataFilter
+from loremesh_agents.domain.principal import Principal
+from loremesh_agents.domain.revision import CollectionRevision, Consistency
+from loremesh_agents.ports.graph import TextChanges, VectorChanges
+
+_Result = TypeVar("_Result")
+
+_MOST_COLLECTIONS = 16
+_POLL_DEADLINE = 10.0
+_ANSWER_TIME = 0.04
+"""Seconds before a deadline at which waiting ends, so that the caller still hears that it was in vain."""
+_OPTIONS = CollectionOptions(reader_statistics=False)
+
+
+class VersionedGraphStore:
+    """See `ports.graph.GraphStore`. Several processes may write; docs/consistency.md says how they agree.
+
+    It belongs to one event loop. Statistics per set of readers are not kept.
+
+    Args:
+        engine: Where the graph is; closed with the store.
+        timing: How long things last; the same in all processes of a store.
+        clock: Of this process.
+    """
+
+    def __init__(self, engine: GraphEngine, *, timing: Timing | None = None, clock: Clock | None = None) -> None:
+        self._engine = engine
+        self._timing = timing or Timing()
+        self._clock = clock or Clock()
+        self._chain = Chain(engine, self._clock, self._timing, time.time)
+        self._memory = WriterMemory()
+        self._features = FeatureCache()
+        self._writing = asyncio.Lock()
+        self._opened = False
+        self._closed = False
+        self._changed = asyncio.Event()
+        self._poller: asyncio.Task[None] | None = None
+        self._watchers = 0
+        self._failure: LoremeshError | None = None
+
+    @property
+    def engine(self) -> GraphEngine:
+        """The engine, for what looks into it besides."""
+        return self._engine
+
+    async def head(self, *, deadline: Deadline) -> Head:
+        """The newest state of the whole store, for those who look after it."""
+        return await self._now(deadline)
+
+    async def write(
+        self,
+        collection: str,
+        documents: Sequence[DocumentWrite],
+        *,
+        embedding_model: str,
+        options: CollectionOptions = ANY_OPTIONS,
+        deadline: Deadline,
+    ) -> tuple[CollectionRevision, tuple[WriteResult, ...]]:
+        """See the port.
+
+        Raises:
+            CollectionOptionsMismatch: Statistics per set of readers are asked for.
+        """
+
+        async def work(writer: Writer, limit: Deadline) -> tuple[WriteResult, ...]:
+            return await writer.write(documents, embedding_model, limit)
+
+        def find(head: Head) -> CollectionState:
+            found = head.collections.get(collection)
+            if found is not None:
+                _OPTIONS.require(collection, options)
+                return found
+            if options.reader_statistics:
+                raise CollectionOptionsMismatch.unsupported(collection, "reader_statistics", self._engine.name)
+            now = time.time()
+            return CollectionState(fresh, collection, now, now)
+
+        fresh = uuid.uuid4().hex
+        passages = sum(len(write.passages) for write in documents)
+        return await self._write(find, work, passages, deadline)
+
+    async def delete_documents(
+        self, collection: str, document_ids: Sequence[str], *, deadline: Deadline
+    ) -> tuple[CollectionRevision, int]:
+        """See the port."""
+        (await self._now(deadline)).collection(collection)
+
+        async def work(writer: Writer, limit: Deadline) -> int:
+            return await writer.delete(document_ids, limit)
+
+        return await self._write(lambda head: head.collection(collection), work, 0, deadline)
+
+    async def delete_collection(self, collection: str, *, deadline: Deadline) -> bool:
+        """See the port."""
+        if collection not in (await self._now(deadline)).collections:
+            return False
+
+        async def work(head: Head, batch: Batch, _: Deadline) -> tuple[Decision | None, bool]:
+            state = head.collections.get(collection)
+            if state is None:
+                return None, False
+            batch.cells.append(removed_collection(batch.version, state.uid))
+            # A write that was given up may have left traces of the revision after the last.
+            purge = Purge(state.uid, batch.version, 1, state.revision + 1)
+            return replace(_committed(head), deleted=state.uid, purging=(purge,)), True
+
+        return await self._in_turn(lambda _: ("", 0), work, deadline)
+
+    async def sweep(self, *, deadline: Deadline) -> bool:
+        """Removes a bounded part of what no reader needs any more, as writes do besides; gives whether there may be more."""
+        head = await self._now(deadline)
+        if self._chain.horizon <= head.swept and not any(entry.since <= self._chain.horizon for entry in head.purging):
+            return False
+
+        async def work(head: Head, batch: Batch, limit: Deadline) -> tuple[Decision | None, bool]:
+            del batch, limit
+            return _committed(head), True
+
+        return await self._in_turn(lambda _: ("", 0), work, deadline, eager=True)
+
+    async def _write(
+        self,
+        find: Callable[[Head], CollectionState],
+        work: Callable[[Writer, Deadline], Awaitable[_Result]],
+        passages: int,
+        deadline: Deadline,
+    ) -> tuple[CollectionRevision, _Result]:
+        """A write to one collection."""
+        writers: list[Writer] = []
+
+        async def plan(
+            head: Head, batch: Batch, limit: Deadline
+        ) -> tuple[Decision | None, tuple[CollectionRevision, _Result]]:
+            writer = Writer(self._engine, self._memory, batch, head, find(head), time=time.time())
+            result = await work(writer, limit)
+            answer = writer.collection.reached, result
+            if not writer.changes_anything:
+                return None, answer
+            writers.append(writer)
+            decision = replace(
+                _committed(head),
+                collection=writer.collection if writer.renewed else None,
+                revised=writer.revised,
+                removes=writer.removes,
+            )
+            return decision, answer
+
+        answer = await self._in_turn(lambda head: (find(head).uid, passages), plan, deadline)
+        for writer in writers:
+            writer.committed()
+        return answer
+
+    async def _in_turn(
+        self,
+        describe: Callable[[Head], tuple[str, int]],
+        work: Callable[[Head, Batch, Deadline], Awaitable[tuple[Decision | None, _Result]]],
+        deadline: Deadline,
+        *,
+        eager: bool = False,
+    ) -> _Result:
+        """Does a write when it is its turn.
+
+        Args:
+            describe: The collection's uid and the most passages, given the state that the write follows.
+            work: Makes the changes; gives the decision, None where there is nothing to write, and a result. Of what is to be purged the decision
+                holds what is new.
+            deadline: When to give up.
+            eager: Whether to remove what nobody needs even where it is little.
+        """
+        await self._open(deadline)
+        name = uuid.uuid4().hex
+        try:
+            async with asyncio.timeout(deadline.remaining()):
+                await self._writing.acquire()
+        except TimeoutError:
+            raise BudgetExhausted("graph store", "waiting for another write") from None
+        try:
+            head = await self._chain.claim(lambda head: ClaimRecord(name, *describe(head), time.time()), deadline)
+            self._memory.begin(head.version)
+            return await self._turn(head, work, deadline.shrink(cap=self._timing.write), eager=eager)
+        finally:
+            self._writing.release()
+            self._announce()
+
+    async def _turn(
+        self,
+        head: Head,
+        work: Callable[[Head, Batch, Deadline], Awaitable[tuple[Decision | None, _Result]]],
+        deadline: Deadline,
+        *,
+        eager: bool,
+    ) -> _Result:
+        """Does a write whose turn it is, and decides on it."""
+        version = head.version + 1
+        batch = Batch(version, head.view, self._chain.horizon)
+        answers: list[_Result] = []
+        failed = Outcome.VOID
+        try:
+            decision, answer = await work(head, batch, deadline)
+            answers.append(answer)
+            if decision is None:
+                decision = head.aborted(time.time(), Outcome.VOID)
+            else:
+                sweep = await plan_sweep(self._engine, self._chain, head, eager=eager, deadline=deadline)
+                decision = replace(decision, swept=sweep.swept, purging=(*sweep.purging, *decision.purging))
+                batch.dropped += sweep.dropped
+                failed = Outcome.ABORTED
+                await both(
+                    self._engine.apply(batch.changes, unless=decision_id(version), deadline=deadline),
+                    sweep.remove(self._engine, deadline),
+                )
+            settled = await self._chain.decide(version, decision, deadline)
+        except BaseException as error:
+            abort = Deadline.after(self._timing.abort)
+            giving_up = self._chain.later(self._chain.give_up(version, failed, abort))
+            if isinstance(error, LoremeshError):
+                # It may have been decided though the engine could not say so.
+                found = await asyncio.shield(giving_up)
+                if answers and found is not None and found.outcome is Outcome.COMMITTED:
+                    self._memory.version = version
+                    return answers[0]
+            self._memory.forget()
+            raise
+        if settled.outcome is not decision.outcome:
+            self._memory.forget()
+            raise WriteConflict(self._engine.name)
+        self._memory.version = version
+        return answers[0]
+
+    async def collections(self, *, after: str, limit: int, deadline: Deadline) -> tuple[Collection, ...]:
+        """See the port."""
+        head = await self._now(deadline)
+        names = sorted(name for name in head.collections if name > after)
+        return tuple(head.collections[name].counted for name in names[:limit])
+
+    async def collection(self, name: str, *, deadline: Deadline) -> Collection:
+        """See the port."""
+        return (await self._now(deadline)).collection(name).counted
+
+    async def revision(self, collection: str, *, deadline: Deadline) -> CollectionRevision:
+        """See the port."""
+        return (await self._now(deadline)).collection(collection).reached
+
+    async def document(
+        self,
+        collection: str,
+        document_id: str,
+        *,
+        principal: Principal,
+        first_passage: int,
+        passage_limit: int,
+        deadline: Deadline,
+    ) -> tuple[CollectionRevision, DocumentSummary, tuple[Passage, ...]]:
+        """See the port."""
+        still_valid = self._validity()
+        head = await self._now(deadline)
+        state = head.collection(collection)
+        found = await read_documents(self._engine, head.view, state.uid, [document_id], deadline)
+        still_valid()
+        document = found.get(document_id)
+        if document is None or not document.readable(principal, EVERYTHING):
+            raise DocumentNotFound(collection, document_id)
+        page = refs_of(document.first_ref, document.passages)[first_passage : first_passage + passage_limit]
+        passages: dict[int, Passage] = {}
+        if page:
+            access = Access((state.uid,), first_ref(head.version + 1))
+            rows = await self._engine.passages(page, access, fields={"body"}, deadline=deadline)
+            still_valid()
+            there = (row for row in rows if is_there(row, head.view))
+            passages = {row.ref: Body.decoded(str(row.properties["body"])).shown(collection) for row in there}
+        return state.reached, document.summary, tuple(passages[ref] for ref in page)
+
+    async def content_hashes(
+        self, collection: str, document_ids: Sequence[str], *, deadline: Deadline
+    ) -> Mapping[str, tuple[str, int | None]]:
+        """See the port."""
+        still_valid = self._validity()
+        head = await self._now(deadline)
+        state = head.collections.get(collection)
+        if state is None:
+            return {}
+        found = await read_documents(self._engine, head.view, state.uid, document_ids, deadline)
+        still_valid()
+        return {
+            name: (document.content_hash, document.source_version)
+            for name, document in found.items()
+            if not document.deleted
+        }
+
+    async def changes(
+        self, collection: str, *, after_revision: int, limit: int, deadline: Deadline
+    ) -> tuple[CollectionRevision, tuple[Change, ...]]:
+        """See the port."""
+        still_valid = self._validity()
+        head = await self._now(deadline)
+        log = ChangeLog(self._engine, head.view, head.collection(collection))
+        found = await log.changes(after_revision, limit, deadline)
+        still_valid()
+        return found
+
+    async def vector_changes(
+        self, collection: str, *, after_revision: int, limit: int, deadline: Deadline
+    ) -> VectorChanges:
+        """See the port."""
+        still_valid = self._validity()
+        head = await self._now(deadline)
+        log = ChangeLog(self._engine, head.view, head.collection(collection))
+        found = await log.vector_changes(after_revision, limit, deadline)
+        still_valid()
+        return found
+
+    async def text_changes(
+        self, collection: str, *, after_revision: int, limit: int, deadline: Deadline
+    ) -> TextChanges:
+        """See the port."""
+        still_valid = self._validity()
+        head = await self._now(deadline)
+        log = ChangeLog(self._engine, head.view, head.collection(collection))
+        found = await log.text_changes(after_revision, limit, deadline)
+        still_valid()
+        return found
+
+    @asynccontextmanager
+    async def snapshot(
+        self,
+        collections: Sequence[str],
+        *,
+        principal: Principal,
+        filter: MetadataFilter,
+        consistency: Consistency,
+        deadline: Deadline,
+    ) -> AsyncGenerator[VersionedSnapshot]:
+        """See the port.
+
+        What is read in it raises `WriteConflict` once it is too old; the caller may open another one.
+        """
+        for required in consistency.min_revisions.values():
+            await self._wait_for(required, deadline)
+        still_valid = self._validity()
+        head = await self._now(deadline)
+        names = list(dict.fromkeys(collections)) or sorted(head.collections)[:_MOST_COLLECTIONS]
+        reading = Reading([head.collection(name) for name in names], head.view, principal, filter)
+        yield VersionedSnapshot(self._engine, reading, self._features, still_valid)
+
+    async def watch(self, collection: str, *, after_revision: int) -> AsyncGenerator[CollectionRevision]:
+        """See the port."""
+        uid = ""
+        await self._now(Deadline.after(_POLL_DEADLINE))
+        self._watchers += 1
+        try:
+            while True:
+                changed = self._changed
+                current = self._chain.head.collections.get(collection)
+                if current is None or current.uid != (uid or current.uid):
+                    raise CollectionNotFound(collection)
+                uid = current.uid
+                if current.revision > after_revision:
+                    after_revision = current.revision
+                    yield current.reached
+                    continue
+                self._keep_polling()
+                await changed.wait()
+                if self._closed:
+                    raise BackendUnavailable(self._engine.name)
+                if self._failure is not None:
+                    raise self._failure
+        finally:
+            self._watchers -= 1
+            if not self._watchers and self._poller is not None:
+                self._poller.cancel()
+                self._poller = None
+
+    async def check(self, *, deadline: Deadline) -> None:
+        """See the port."""
+        await self._now(deadline)
+
+    async def postings(
+        self, revision: CollectionRevision, terms: Sequence[str], *, deadline: Deadline
+    ) -> Mapping[str, Held]:
+        """Which passages of a collection hold search terms, at its newest known state; empty where it was deleted. For the text index."""
+        head = await self._now(deadline)
+        state = head.collections.get(revision.collection)
+        if state is None or state.uid != revision.collection_uid:
+            return {}
+        hashes = {term: term_hash(term) for term in terms}
+        held = await read_postings(self._engine, head.view, state.uid, hashes.values(), deadline)
+        return {term: held[found] for term, found in hashes.items() if found in held}
+
+    async def close(self) -> None:
+        """See the port."""
+        self._closed = True
+        if self._poller is not None:
+            self._poller.cancel()
+        self._announce()
+        await self._chain.close()
+        await self._engine.close()
+
+    async def _open(self, deadline: Deadline) -> None:
+        """Checks what must hold before anything is read or written."""
+        if self._closed:
+            raise BackendUnavailable(self._engine.name)
+        require_time(deadline)
+        if not self._opened:
+            await require_current(self._engine, deadline=deadline)
+            self._opened = True
+
+    async def _now(self, deadline: Deadline) -> Head:
+        """The newest state."""
+        await self._open(deadline)
+        before = self._chain.head.version
+        head = await self._chain.advance(deadline)
+        if head.version != before:
+            self._announce()
+        return head
+
+    def _validity(self) -> Callable[[], None]:
+        """A function that raises where what is read is no state any more: then what had ended may be removed."""
+        began = self._clock.now()
+
+        def still_valid() -> None:
+            if self._clock.now() - began > self._timing.snapshot:
+                raise WriteConflict(self._engine.name)
+
+        return still_valid
+
+    def _announce(self) -> None:
+        """Wakes all that wait for a change."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def _keep_polling(self) -> None:
+        if self._poller is None or self._poller.done():
+            self._failure = None
+            self._poller = asyncio.create_task(self._poll())
+
+    async def _poll(self) -> None:
+        """Looks for what other processes write, as long as somebody waits for it."""
+        while True:
+            await self._clock.sleep(self._timing.poll)
+            try:
+                await self._now(Deadline.after(_POLL_DEADLINE))
+            except LoremeshError as error:
+                self._failure = error
+                self._announce()
+                return
+
+    async def _wait_for(self, required: CollectionRevision, deadline: Deadline) -> None:
+        reached = 0
+        while True:
+            try:
+                current = (await self._now(deadline)).collection(required.collection)
+            except BudgetExhausted:
+                raise RevisionNotReached(required.collection, required.revision, reached) from None
+            if required.collection_uid and current.uid != required.collection_uid:
+                raise CollectionRecreated(required.collection, required.collection_uid, current.uid)
+            reached = current.revision
+            if reached >= required.revision:
+                return
+            left = deadline.shrink(reserve=_ANSWER_TIME).remaining()
+            if not left:
+                raise RevisionNotReached(required.collection, required.revision, reached)
+            changed = self._changed
+            try:
+                async with asyncio.timeout(min(left, self._timing.poll)):
+                    await changed.wait()
+            except TimeoutError:
+                continue
+
+
+def _committed(head: Head) -> Decision:
+    """That the version after a state counts, and changes nothing yet."""
+    return Decision(Outcome.COMMITTED, time.time(), tuple(sorted(head.view.aborted)), head.swept, ())

@@ -1,0 +1,170 @@
+"""Removing what no reader needs any more: a bounded part with each write.
+
+Only what can never count again is removed, so that it does no harm if a writer that was given up removes it late.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from loremesh_agents.adapters.graph.versioned.chain import LANDMARK, Chain, Head
+from loremesh_agents.adapters.graph.versioned.engine import Cell, GraphEngine, Record
+from loremesh_agents.adapters.graph.versioned.identifiers import (
+    BUCKETS,
+    REGISTER,
+    bucket_id,
+    change_id,
+    claim_id,
+    collection_id,
+    decision_id,
+    document_vertex,
+    first_ref,
+    passage_vertex,
+)
+from loremesh_agents.adapters.graph.versioned.states import ChangeRecord, ClaimRecord, Decision, Outcome, Purge
+from loremesh_agents.domain.deadline import Deadline
+from loremesh_agents.domain.graph_schema import VertexLabel
+
+_FEWEST_VERSIONS = 16
+_MOST_VERSIONS = 64
+_REVISIONS = 16
+_REMOVED_AT_ONCE = 2000
+_MOST_PASSAGES = 4000
+
+
+@dataclass(slots=True)
+class Sweep:
+    """What is to be removed, and how far that gets.
+
+    Attributes:
+        swept: Version up to which traces of what ended are removed then.
+        purging: Collections that are not purged then.
+        ids: Vertices to remove.
+        dropped: Cells to drop with the write.
+    """
+
+    swept: int
+    purging: tuple[Purge, ...]
+    ids: dict[VertexLabel, list[str]] = field(default_factory=dict[VertexLabel, list[str]])
+    dropped: list[Cell] = field(default_factory=list[Cell])
+
+    def add(self, label: VertexLabel, ids: Iterable[str]) -> None:
+        """Takes vertices to remove."""
+        self.ids.setdefault(label, []).extend(ids)
+
+    async def remove(self, engine: GraphEngine, deadline: Deadline) -> None:
+        """Removes the vertices."""
+        for label, ids in self.ids.items():
+            for start in range(0, len(ids), _REMOVED_AT_ONCE):
+                await engine.remove({label: ids[start : start + _REMOVED_AT_ONCE]}, deadline=deadline)
+
+
+async def plan_sweep(engine: GraphEngine, chain: Chain, head: Head, *, eager: bool, deadline: Deadline) -> Sweep:
+    """Finds something to remove.
+
+    Args:
+        engine: To read from.
+        chain: For the decisions.
+        head: The state that the write follows.
+        eager: Whether to look for it even where there is little.
+        deadline: When to give up.
+    """
+    sweep = Sweep(head.swept, head.purging)
+    horizon = chain.horizon
+    least = 1 if eager else _FEWEST_VERSIONS
+    if horizon - head.swept >= least:
+        last = min(horizon, head.swept + _MOST_VERSIONS)
+        decisions = await _decisions(engine, chain, range(head.swept + 1, last + 1), deadline)
+        await _sweep_versions(engine, decisions, head, sweep, deadline)
+    due = next((entry for entry in sweep.purging if entry.since <= horizon), None)
+    if due is not None:
+        moved = await _purge(engine, due, sweep, horizon, deadline)
+        rest = (moved if entry is due else entry for entry in sweep.purging)
+        sweep.purging = tuple(entry for entry in rest if entry.revision <= entry.last)
+    return sweep
+
+
+async def _sweep_versions(
+    engine: GraphEngine, decisions: Mapping[int, Decision], head: Head, sweep: Sweep, deadline: Deadline
+) -> None:
+    claims = {claim_id(version): version for version, found in decisions.items() if found.outcome is Outcome.ABORTED}
+    changes = {
+        change_id(found.collection.uid, found.collection.revision): version
+        for version, found in decisions.items()
+        if found.removes and found.collection is not None
+    }
+    wanted: dict[VertexLabel, list[str]] = {VertexLabel.CLAIM: list(claims), VertexLabel.CHANGE: list(changes)}
+    wanted = {label: ids for label, ids in wanted.items() if ids}
+    records: Mapping[str, Record] = await engine.records(wanted, deadline=deadline) if wanted else {}
+    traces = {version: records[vertex] for vertex, version in (claims | changes).items() if vertex in records}
+    known = {state.uid for state in head.collections.values()} | {entry.uid for entry in head.purging}
+    for version in sorted(decisions):
+        record = traces.get(version)
+        if record is not None and "claim" in record.properties:
+            claim = ClaimRecord.decoded(str(record.properties["claim"]))
+            sweep.add(VertexLabel.PASSAGE, _passages([(first_ref(version), claim.passages)]))
+            if claim.uid and claim.uid not in known:
+                known.add(claim.uid)
+                sweep.purging = (*sweep.purging, Purge(claim.uid, version, 1, 1))
+        elif record is not None:
+            for change in _changes(record.sets.get("changes", ()), {version}):
+                sweep.add(VertexLabel.PASSAGE, _passages(change.removed))
+        sweep.add(VertexLabel.CLAIM, [claim_id(version)])
+        if not version % LANDMARK:
+            sweep.add(VertexLabel.DECISION, map(decision_id, range(version - LANDMARK + 1, version)))
+        sweep.swept = version
+        if len(sweep.ids.get(VertexLabel.PASSAGE, ())) > _MOST_PASSAGES:
+            break
+
+
+async def _decisions(
+    engine: GraphEngine, chain: Chain, versions: Iterable[int], deadline: Deadline
+) -> dict[int, Decision]:
+    found = {version: chain.decision(version) for version in versions}
+    unknown = {decision_id(version): version for version, decision in found.items() if decision is None}
+    if unknown:
+        records = await engine.records({VertexLabel.DECISION: list(unknown)}, deadline=deadline)
+        for vertex, record in records.items():
+            found[unknown[vertex]] = Decision.decoded(str(record.properties["decision"]))
+    return {version: decision for version, decision in found.items() if decision is not None}
+
+
+async def _purge(engine: GraphEngine, entry: Purge, sweep: Sweep, horizon: int, deadline: Deadline) -> Purge:
+    """Removes some revisions of a deleted collection, and what is left of it with the last."""
+    revisions = range(entry.revision, min(entry.last, entry.revision + _REVISIONS - 1) + 1)
+    changes = {change_id(entry.uid, revision): revision for revision in revisions}
+    wanted: dict[VertexLabel, list[str]] = {VertexLabel.CHANGE: list(changes)}
+    last = entry.last in revisions
+    if last:
+        wanted[VertexLabel.REGISTER] = [REGISTER]
+    records = await engine.records(wanted, deadline=deadline)
+    for vertex, record in records.items():
+        if vertex == REGISTER:
+            sweep.dropped += [
+                Cell(VertexLabel.REGISTER, REGISTER, "collections", value)
+                for value in record.sets.get("collections", ())
+                if value.endswith(entry.uid) and int(value.partition(":")[0]) <= horizon
+            ]
+            continue
+        # What was given up left traces as well.
+        for change in _changes(record.sets.get("changes", ()), None):
+            sweep.add(VertexLabel.PASSAGE, _passages(change.added))
+            sweep.add(VertexLabel.DOCUMENT, (document_vertex(entry.uid, name) for name in change.documents))
+            sweep.add(VertexLabel.ENTITY, (name for name in change.made if name.startswith("e")))
+            sweep.add(VertexLabel.ADDRESS, (name for name in change.made if name.startswith("a")))
+    sweep.add(VertexLabel.CHANGE, changes)
+    if last:
+        sweep.add(VertexLabel.BUCKET, (bucket_id(entry.uid, number) for number in range(BUCKETS)))
+        sweep.add(VertexLabel.COLLECTION, [collection_id(entry.uid)])
+    return replace(entry, revision=revisions[-1] + 1)
+
+
+def _changes(values: Sequence[str], versions: set[int] | None) -> list[ChangeRecord]:
+    """The changes that some versions recorded, all of them if none are named."""
+    cells: Mapping[str, str] = {stamp: payload for stamp, _, payload in (value.partition(":") for value in values)}
+    return [
+        ChangeRecord.decoded(payload) for stamp, payload in cells.items() if versions is None or int(stamp) in versions
+    ]
+
+
+def _passages(ranges: Iterable[tuple[int, int]]) -> list[str]:
+    return [passage_vertex(ref) for first, count in ranges for ref in range(first, first + count)]

@@ -1,0 +1,392 @@
+"""One write: what it reads after its claim, and the changes that it makes of that."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from loremesh_agents.adapters.graph.filters import PhraseFilter, TitleFilter
+from loremesh_agents.adapters.graph.versioned.batch import Batch
+from loremesh_agents.adapters.graph.versioned.buckets import BucketChanges
+from loremesh_agents.adapters.graph.versioned.cells import cell, newest, outdated
+from loremesh_agents.adapters.graph.versioned.chain import Head
+from loremesh_agents.adapters.graph.versioned.concurrently import both
+from loremesh_agents.adapters.graph.versioned.engine import Access, Cell, Edge, GraphEngine, Record, Setting, Vertex
+from loremesh_agents.adapters.graph.versioned.entities import EntityChanges
+from loremesh_agents.adapters.graph.versioned.identifiers import (
+    MOST_PASSAGES,
+    REGISTER,
+    change_id,
+    collection_id,
+    document_vertex,
+    first_ref,
+    metadata_value,
+    passage_vertex,
+    readers_of,
+    refs_of,
+)
+from loremesh_agents.adapters.graph.versioned.memory import Filters, WriterMemory
+from loremesh_agents.adapters.graph.versioned.states import ChangeRecord, CollectionState, DocumentState
+from loremesh_agents.adapters.graph.versioned.terms import Features
+from loremesh_agents.adapters.graph.versioned.texts import Body, searched
+from loremesh_agents.domain.deadline import Deadline
+from loremesh_agents.domain.document import Document, DocumentWrite, Outcome, PassageWrite, WriteResult
+from loremesh_agents.domain.errors import EmbeddingMismatch, InvalidRequest, WriteConflict
+from loremesh_agents.domain.graph_schema import EdgeLabel, VertexLabel
+
+_ENDED_AT_ONCE = 512
+_DOCUMENTS_AT_ONCE = 1000
+_CHANGES_AT_ONCE = 64
+_HEAD_INTERVAL = 8
+"""Versions from one hint at the newest one to the next; those after it are looked for one by one."""
+
+
+@dataclass(slots=True)
+class _Documents:
+    """What becomes of the documents of a write.
+
+    Attributes:
+        before: States that were there.
+        values: The cells of these states, by the document's vertex.
+        after: New states, by document id; those of documents that are written or deleted among them.
+        written: What is written, by document id, with the handle of its first passage.
+        deleted: Ids of those that go.
+    """
+
+    before: dict[str, DocumentState]
+    values: dict[str, tuple[str, ...]]
+    after: dict[str, DocumentState] = field(default_factory=dict[str, DocumentState])
+    written: dict[str, tuple[DocumentWrite, int]] = field(default_factory=dict[str, tuple[DocumentWrite, int]])
+    deleted: list[str] = field(default_factory=list[str])
+
+    def current(self, document_id: str) -> DocumentState | None:
+        """The state of a document at this place of the write."""
+        return self.after.get(document_id) or self.before.get(document_id)
+
+    def ended(self) -> list[DocumentState]:
+        """States that were there whose passages end."""
+        ids = [*self.written, *self.deleted]
+        return [self.before[name] for name in ids if name in self.before and not self.before[name].deleted]
+
+
+class Writer:
+    """The changes of one version to one collection.
+
+    Args:
+        engine: To read from.
+        memory: Of the process.
+        batch: Takes the changes.
+        head: The state that the version follows.
+        collection: The collection in that state, or as it is to be made.
+        time: Of the write, in seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        engine: GraphEngine,
+        memory: WriterMemory,
+        batch: Batch,
+        head: Head,
+        collection: CollectionState,
+        *,
+        time: float,
+    ) -> None:
+        self._engine = engine
+        self._memory = memory
+        self._base = collection
+        self._time = time
+        self._version = batch.version
+        self._created = collection.name not in head.collections
+        self._batch = batch
+        self._next = first_ref(self._version)
+        self._entities: EntityChanges | None = None
+        self._filters: Filters | None = None
+        self._states: tuple[str, ...] = ()
+        self.collection = collection
+        self.removes = False
+
+    @property
+    def revised(self) -> bool:
+        """Whether there is a new revision."""
+        return self.collection.revision != self._base.revision
+
+    @property
+    def renewed(self) -> bool:
+        """Whether the collection has a new state."""
+        return self._created or self.revised
+
+    @property
+    def changes_anything(self) -> bool:
+        """Whether there is anything to commit."""
+        return self.renewed or bool(self._batch.cells)
+
+    async def write(
+        self, documents: Sequence[DocumentWrite], embedding_model: str, deadline: Deadline
+    ) -> tuple[WriteResult, ...]:
+        """Writes documents, in order.
+
+        Raises:
+            EmbeddingMismatch: The collection has vectors of another model.
+            WriteConflict: A document that came without passages has changed.
+            InvalidRequest: There are too many passages.
+        """
+        if sum(len(write.passages) for write in documents) > MOST_PASSAGES:
+            raise InvalidRequest.of("documents", f"one write takes at most {MOST_PASSAGES} passages")
+        found = await self._read([write.document.document_id for write in documents], deadline)
+        results = tuple(self._judge(write, found, embedding_model) for write in documents)
+        await self._settle(found, deadline)
+        return results
+
+    async def delete(self, document_ids: Sequence[str], deadline: Deadline) -> int:
+        """Deletes documents; gives how many there were."""
+        found = await self._read(document_ids, deadline)
+        for name, state in found.before.items():
+            if not state.deleted:
+                found.deleted.append(name)
+                found.after[name] = state.gone(revision=self._base.revision + 1, time=self._time)
+        await self._settle(found, deadline)
+        return len(found.deleted)
+
+    def committed(self) -> None:
+        """Hands what is known now to the memory of the process."""
+        if self._created:
+            self._memory.created(self._base.uid, self._version - 1)
+        if self._entities is not None:
+            self._entities.committed()
+        if self._filters is not None:
+            self._filters.revision = self.collection.revision
+            self._memory.keep_filters(self._base.uid, self._filters)
+
+    async def _read(self, document_ids: Sequence[str], deadline: Deadline) -> _Documents:
+        uid = self._base.uid
+        names = {document_vertex(uid, name): name for name in document_ids}
+        found = _Documents({}, {})
+        if self._created:
+            return found
+        vertices = list(names)
+        records: dict[str, Record] = {}
+        for start in range(0, max(len(vertices), 1), _DOCUMENTS_AT_ONCE):
+            wanted = {VertexLabel.DOCUMENT: vertices[start : start + _DOCUMENTS_AT_ONCE]}
+            if not start:
+                wanted[VertexLabel.COLLECTION] = [collection_id(uid)]
+            records.update(await self._engine.records(wanted, fields={"states"}, deadline=deadline))
+        for vertex, record in records.items():
+            values = record.sets.get("states", ())
+            if vertex not in names:
+                self._states = values
+                continue
+            text = newest(values, self._batch.view)
+            if text is not None:
+                found.before[names[vertex]] = DocumentState.decoded(text)
+                found.values[vertex] = values
+        return found
+
+    def _judge(self, write: DocumentWrite, found: _Documents, embedding_model: str) -> WriteResult:
+        """What becomes of a document."""
+        document, version = write.document, write.document.source_version
+        name = document.document_id
+        stored = found.current(name)
+        there = stored is not None and not stored.deleted
+        known = stored.source_version if stored is not None else None
+        written_at = stored.revision if stored is not None and there else self._base.revision
+        passages = stored.passages if stored is not None and there else 0
+        if version is not None and known is not None and version < known:
+            return WriteResult(name, Outcome.STALE, written_at, passages, known)
+        if stored is not None and there and stored.content_hash == document.content_hash:
+            if version is not None and version != known:
+                # Not a change that a reader can see; it only keeps older versions out.
+                found.after[name] = replace(stored, source_version=version)
+            return WriteResult(name, Outcome.UNCHANGED, written_at, passages, known if version is None else version)
+        if not write.passages:
+            # Its writer saw it unchanged and left the passages out; meanwhile another one has changed it.
+            raise WriteConflict(self._engine.name)
+        if not found.written:
+            self._require_model(embedding_model)
+        revision = self._base.revision + 1
+        found.after[name] = DocumentState.of(
+            write, revision=revision, time=self._time, first_ref=self._next, before=found.before.get(name)
+        )
+        found.written[name] = (write, self._next)
+        self._next += len(write.passages)
+        outcome = Outcome.UPDATED if there else Outcome.CREATED
+        return WriteResult(name, outcome, revision, len(write.passages), version)
+
+    def _require_model(self, model: str) -> None:
+        if not self._base.passages:
+            self.collection = replace(self.collection, embedding_model=model)
+        elif model != self._base.embedding_model:
+            raise EmbeddingMismatch(self._base.name, self._base.embedding_model or "none", model or "none")
+
+    async def _settle(self, found: _Documents, deadline: Deadline) -> None:
+        """Makes the changes of what was judged."""
+        for name, state in found.after.items():
+            self._store_document(name, state, found)
+        if found.written or found.deleted:
+            await self._revise(found, deadline)
+        if self.renewed:
+            self._store_collection()
+
+    def _store_document(self, name: str, state: DocumentState, found: _Documents) -> None:
+        vertex = document_vertex(self._base.uid, name)
+        batch = self._batch
+        if vertex in found.values:
+            batch.add(VertexLabel.DOCUMENT, vertex, "states", state.encoded())
+            gone = outdated(found.values[vertex], batch.view, batch.horizon)
+            batch.drop(VertexLabel.DOCUMENT, vertex, "states", gone)
+        else:
+            properties = {"document_id": name, "uid": self._base.uid}
+            sets = {"states": [cell(self._version, state.encoded())]}
+            batch.vertices.append(Vertex(VertexLabel.DOCUMENT, vertex, properties, sets))
+
+    async def _revise(self, found: _Documents, deadline: Deadline) -> None:
+        uid, batch = self._base.uid, self._batch
+        self._filters = await self._current_filters(deadline)
+        entities = EntityChanges(self._engine, batch, uid, self._memory, self._filters)
+        self._entities = entities
+        ended_states = found.ended()
+        ended = [ref for state in ended_states for ref in refs_of(state.first_ref, state.passages)]
+        removed = await self._end(ended, entities, deadline)
+        written: dict[int, tuple[Document, PassageWrite]] = {
+            ref: (write.document, passage)
+            for write, first in found.written.values()
+            for ref, passage in zip(refs_of(first, len(write.passages)), write.passages, strict=True)
+        }
+        added = await asyncio.to_thread(_features, written)
+        names = [
+            (document_vertex(uid, name), address)
+            for name in found.written
+            for address in found.after[name].named
+            if name not in found.before or address not in found.before[name].named
+        ]
+        passages: dict[int, PassageWrite] = {ref: passage for ref, (_, passage) in written.items()}
+        await entities.insert(passages, names, set(ended), deadline)
+        new_entities = entities.settle()
+        buckets = BucketChanges(uid, self._memory.buckets)
+        since = self._memory.created_at(uid) or 0
+        await buckets.compact(batch, self._engine, since=since, deadline=deadline)
+        await asyncio.to_thread(self._collect, buckets, found, written, added, removed)
+        self.removes = bool(ended)
+        self._record_change(found, ended_states, entities)
+        base = self._base
+        new = [found.after[name] for name in found.written]
+        self.collection = replace(
+            self.collection,
+            revision=base.revision + 1,
+            update_time=self._time,
+            documents=base.documents + len(new) - len(ended_states),
+            restricted=base.restricted + sum(bool(s.readers) for s in new) - sum(bool(s.readers) for s in ended_states),
+            passages=base.passages + len(written) - len(ended),
+            entities=base.entities + new_entities,
+            terms=base.terms + sum(f.length for f in added.values()) - sum(f.length for f in removed.values()),
+        )
+
+    async def _end(self, ended: Sequence[int], entities: EntityChanges, deadline: Deadline) -> dict[int, Features]:
+        """Ends passages; gives their features."""
+        access = Access((self._base.uid,), first_ref(self._version))
+        removed: dict[int, Features] = {}
+        for start in range(0, len(ended), _ENDED_AT_ONCE):
+            group = ended[start : start + _ENDED_AT_ONCE]
+            around, rows = await both(
+                self._engine.neighbourhood(group, (), access, title_limit=0, mention_limit=-1, deadline=deadline),
+                self._engine.passages(group, access, fields={"features"}, deadline=deadline),
+            )
+            entities.remove(around)
+            removed.update((row.ref, Features.decoded(str(row.properties["features"]))) for row in rows)
+        for ref in ended:
+            self._batch.add(VertexLabel.PASSAGE, passage_vertex(ref), "ends", "")
+        return removed
+
+    def _collect(
+        self,
+        buckets: BucketChanges,
+        found: _Documents,
+        written: Mapping[int, tuple[Document, PassageWrite]],
+        added: Mapping[int, Features],
+        removed: Mapping[int, Features],
+    ) -> None:
+        """The part of the work that takes the processor: in a thread of its own."""
+        uid, batch = self._base.uid, self._batch
+        parts: dict[str, list[str]] = {}
+        for ref, (document, passage) in written.items():
+            words, further = searched(passage)
+            properties: dict[str, str | int | float | bytes] = {
+                "ref": ref,
+                "uid": uid,
+                "features": added[ref].encoded(),
+                "body": Body.of(document, passage).encoded(),
+                "words": words,
+                "further_words": further,
+            }
+            if passage.vector is not None:
+                properties["vector"] = passage.vector.astype("<f4").tobytes()
+            parts.setdefault(document.document_id, []).append(passage_vertex(ref))
+            sets = {
+                "readers": readers_of(document.readers),
+                "metadata": [metadata_value(key, value) for key, value in sorted(document.metadata.items())],
+            }
+            batch.vertices.append(Vertex(VertexLabel.PASSAGE, passage_vertex(ref), properties, sets))
+        for name in found.written:
+            source = document_vertex(uid, name)
+            batch.edges += [Edge(EdgeLabel.HAS_PASSAGE, source, target) for target in parts.get(name, ())]
+        buckets.collect(batch, added, removed)
+
+    def _record_change(self, found: _Documents, ended: Sequence[DocumentState], entities: EntityChanges) -> None:
+        change = ChangeRecord(
+            documents=(*found.written, *found.deleted),
+            added=tuple((first, len(write.passages)) for write, first in found.written.values()),
+            removed=tuple((state.first_ref, state.passages) for state in ended),
+            titled=tuple(entities.titled),
+            made=tuple(entities.made),
+        )
+        vertex = change_id(self._base.uid, self._base.revision + 1)
+        sets = {"changes": [cell(self._version, change.encoded())]}
+        # First of all: where the write breaks off, it tells what there may be.
+        self._batch.vertices.insert(0, Vertex(VertexLabel.CHANGE, vertex, sets=sets))
+
+    def _store_collection(self) -> None:
+        batch, uid = self._batch, self._base.uid
+        vertex, state = collection_id(uid), self.collection.encoded()
+        if self._created:
+            sets = {"states": [cell(self._version, state)]}
+            batch.vertices.append(Vertex(VertexLabel.COLLECTION, vertex, {"name": self._base.name}, sets))
+            register = {"collections": [cell(self._version, f"+{uid}")]}
+            batch.vertices.append(Vertex(VertexLabel.REGISTER, REGISTER, {"head": self._version - 1}, register))
+            return
+        batch.add(VertexLabel.COLLECTION, vertex, "states", state)
+        batch.drop(VertexLabel.COLLECTION, vertex, "states", outdated(self._states, batch.view, batch.horizon))
+        if not self._version % _HEAD_INTERVAL:
+            batch.settings.append(Setting(VertexLabel.REGISTER, REGISTER, "head", self._version - 1))
+
+    async def _current_filters(self, deadline: Deadline) -> Filters:
+        """The filters of the collection in its present state; new ones where another process has changed it."""
+        uid, revision = self._base.uid, self._base.revision
+        known = self._memory.filters(uid)
+        if known is not None and known.revision == revision and not known.titles.full:
+            return known
+        if known is not None and not known.titles.full:
+            titles = known.titles
+            titles.add(await self._titles(known.revision + 1, revision, deadline))
+        else:
+            titles = TitleFilter(await self._titles(1, revision, deadline))
+        if known is not None and known.revision == revision:
+            return Filters(revision, titles, known.phrases)
+        return Filters(revision, titles, PhraseFilter(first_ref(self._version) if self._base.passages else 0))
+
+    async def _titles(self, first: int, last: int, deadline: Deadline) -> list[str]:
+        """The keys that have ever become titles, from some revisions on."""
+        keys: list[str] = []
+        for start in range(first, last + 1, _CHANGES_AT_ONCE):
+            ids = [change_id(self._base.uid, r) for r in range(start, min(start + _CHANGES_AT_ONCE, last + 1))]
+            records = await self._engine.records({VertexLabel.CHANGE: ids}, deadline=deadline)
+            for record in records.values():
+                text = newest(record.sets.get("changes", ()), self._batch.view)
+                keys += ChangeRecord.decoded(text).titled if text is not None else ()
+        return keys
+
+
+def _features(written: Mapping[int, tuple[Document, PassageWrite]]) -> dict[int, Features]:
+    return {ref: Features.of(document.document_id, passage) for ref, (document, passage) in written.items()}
+
+
+def removed_collection(version: int, uid: str) -> Cell:
+    """The cell that says that a collection is deleted."""
+    return Cell(VertexLabel.REGISTER, REGISTER, "collections", cell(version, f"-{uid}"))

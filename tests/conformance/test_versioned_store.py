@@ -1,0 +1,258 @@
+"""What the versioned store does besides the port: what it keeps and removes, how it waits, and what it asks of an engine."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+
+import pytest
+
+from loremesh_agents.adapters.graph.versioned import VersionedGraphStore
+from loremesh_agents.adapters.graph.versioned.chain import LANDMARK
+from loremesh_agents.adapters.graph.versioned.engine import Vertex
+from loremesh_agents.adapters.graph.versioned.schema import migrate, pending
+from loremesh_agents.adapters.graph.versioned.timing import Clock, Timing
+from loremesh_agents.bootstrap.graph_care import graph_report, migrate_schema
+from loremesh_agents.domain.deadline import Deadline
+from loremesh_agents.domain.document import Document, Outcome
+from loremesh_agents.domain.errors import BackendUnavailable, ConfigurationError, WriteConflict
+from loremesh_agents.domain.filter import EVERYTHING
+from loremesh_agents.domain.graph_schema import VertexLabel
+from loremesh_agents.domain.principal import ANONYMOUS
+from loremesh_agents.domain.revision import LATEST
+from tests.conformance.memory_engine import Graph, MemoryEngine
+from tests.documents import document, soon, writes
+
+TIMING = Timing()
+
+
+class SetClock(Clock):
+    """A clock that a test sets; who waits moves it on."""
+
+    def __init__(self) -> None:
+        self.time = 0.0
+
+    def now(self) -> float:
+        return self.time
+
+    async def sleep(self, seconds: float) -> None:
+        self.time += seconds
+        await asyncio.sleep(0)
+
+
+@pytest.fixture
+def graph() -> Graph:
+    return Graph()
+
+
+@pytest.fixture
+def clock() -> SetClock:
+    return SetClock()
+
+
+@pytest.fixture
+async def store(graph: Graph, clock: SetClock) -> AsyncIterator[VersionedGraphStore]:
+    opened = VersionedGraphStore(MemoryEngine(graph), clock=clock)
+    yield opened
+    await opened.close()
+
+
+async def put(store: VersionedGraphStore, *documents: Document, collection: str = "c") -> list[Outcome]:
+    _, results = await store.write(collection, writes(*documents), embedding_model="", deadline=soon())
+    return [result.outcome for result in results]
+
+
+def held(graph: Graph) -> Counter[str]:
+    """How many vertices of each kind there are."""
+    return Counter(node.label.value for node in graph.nodes.values())
+
+
+async def swept(store: VersionedGraphStore, clock: SetClock) -> None:
+    """Removes all that can be removed."""
+    for _ in range(4):
+        clock.time += TIMING.retention
+        while await store.sweep(deadline=soon()):
+            pass
+
+
+async def test_a_deleted_collection_leaves_nothing_but_what_tells_the_versions(
+    store: VersionedGraphStore, graph: Graph, clock: SetClock
+) -> None:
+    await put(store, *(document(f"d{n}", f"Title {n}", "Ada met Babbage.", uri=f"https://x.org/{n}") for n in range(9)))
+    await put(store, document("d1", "Another", "London fell."))
+    await store.delete_documents("c", ["d2"], deadline=soon())
+    assert await store.delete_collection("c", deadline=soon())
+    await swept(store, clock)
+    left = held(graph)
+    assert left.keys() <= {"Register", "Decision", "Claim"}
+    assert left["Claim"] <= 1
+    assert not any(graph.outgoing.values())
+    assert not graph.nodes["register"].sets["collections"]
+
+
+async def test_what_was_replaced_is_removed_once_nobody_can_read_it(
+    store: VersionedGraphStore, graph: Graph, clock: SetClock
+) -> None:
+    await put(store, document("a", "Ada", "Ada met Babbage."))
+    async with store.snapshot(
+        ["c"], principal=ANONYMOUS, filter=EVERYTHING, consistency=LATEST, deadline=soon()
+    ) as snapshot:
+        refs = list((await snapshot.enter(passages=[("c", "a#0")], deadline=soon())).passages.values())
+        for number in range(30):
+            await put(store, document("a", "Ada", f"Ada went to London {number} times."))
+        assert held(graph)["Passage"] == 31
+        assert (await snapshot.fetch(refs, deadline=soon()))[refs[0]].text == "Ada met Babbage."
+        await swept(store, clock)
+        assert held(graph)["Passage"] == 1
+        with pytest.raises(WriteConflict):
+            await snapshot.fetch(refs, deadline=soon())
+    assert (await store.collection("c", deadline=soon())).passage_count == 1
+
+
+async def test_cells_stay_few_however_often_something_is_written(
+    store: VersionedGraphStore, graph: Graph, clock: SetClock
+) -> None:
+    for number in range(300):
+        await put(store, document("a", "Ada", f"Ada met Babbage {number} times."))
+        clock.time += 5
+    most = max(len(values) for node in graph.nodes.values() for values in node.sets.values())
+    assert most < 80
+    async with store.snapshot(
+        ["c"], principal=ANONYMOUS, filter=EVERYTHING, consistency=LATEST, deadline=soon()
+    ) as snapshot:
+        entry = await snapshot.enter(terms=["ada", "babbage", "299", "298"], entities=["babbage"], deadline=soon())
+    assert entry.statistics.document_frequencies == {"ada": 1, "babbage": 1, "299": 1, "298": 0}
+    assert entry.entities["babbage"].mention_count == 1
+
+
+async def test_old_versions_are_forgotten_and_still_nobody_misses_the_newest(
+    store: VersionedGraphStore, graph: Graph, clock: SetClock
+) -> None:
+    away = VersionedGraphStore(MemoryEngine(graph), clock=clock)
+    await put(store, document("a", "Ada", "Text."))
+    assert (await away.revision("c", deadline=soon())).revision == 1
+    for number in range(LANDMARK + 80):
+        await store.write(
+            "c", writes(document("a", "A", f"Text {number}.")), embedding_model="", deadline=Deadline.after(60)
+        )
+        clock.time += 2
+    await swept(store, clock)
+    assert held(graph)["Decision"] < 200
+    expected = await store.collection("c", deadline=soon())
+    assert await away.collection("c", deadline=soon()) == expected
+    fresh = VersionedGraphStore(MemoryEngine(graph), clock=clock)
+    assert await fresh.collection("c", deadline=soon()) == expected
+    graph.nodes["register"].properties["head"] = 3  # the hint of a writer that was given up
+    fresh = VersionedGraphStore(MemoryEngine(graph), clock=clock)
+    assert await fresh.collection("c", deadline=soon()) == expected
+    assert await put(away, document("b", "B", "New.")) == [Outcome.CREATED]
+
+
+async def test_a_writer_that_died_is_given_up_after_its_lease(
+    store: VersionedGraphStore, graph: Graph, clock: SetClock
+) -> None:
+    await put(store, document("a", "Ada", "Text."))
+
+    async def die(method: str, number: int) -> None:
+        if method == "applied":
+            dying.dead = True
+
+    dying = MemoryEngine(graph, fault=die)
+    dying.split = lambda size: size // 2
+    dead = VersionedGraphStore(dying, clock=clock)
+    with pytest.raises(BackendUnavailable):
+        await put(dead, document("b", "Babbage", "Never seen."))
+    began = clock.time
+    assert await put(store, document("c", "C", "Text.")) == [Outcome.CREATED]
+    assert clock.time - began >= TIMING.lease
+    assert held(graph)["Passage"] >= 2
+    dying.release()
+    collection = await store.collection("c", deadline=soon())
+    assert (collection.document_count, collection.passage_count, collection.revision) == (2, 2, 2)
+    await swept(store, clock)
+    assert held(graph)["Passage"] == 2
+    assert await put(store, document("b", "Babbage", "Never seen.")) == [Outcome.CREATED]
+
+
+async def test_a_writer_whose_deadline_passes_does_not_hold_up_the_next(
+    store: VersionedGraphStore, graph: Graph, clock: SetClock
+) -> None:
+    async def never(method: str, number: int) -> None:
+        if method == "apply":
+            await asyncio.sleep(3600)
+
+    slow = VersionedGraphStore(MemoryEngine(graph, fault=never), clock=clock)
+    write = asyncio.create_task(put(slow, document("b", "Babbage", "Never seen.")))
+    while "claim1" not in graph.nodes:
+        await asyncio.sleep(0)
+    write.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await write
+    began = clock.time
+    assert await put(store, document("c", "C", "Text.")) == [Outcome.CREATED]
+    assert clock.time - began < 1
+    await slow.close()
+
+
+async def test_who_waits_for_a_living_writer_in_vain_is_told(graph: Graph, store: VersionedGraphStore) -> None:
+    graph.add_vertex(Vertex(VertexLabel.CLAIM, "claim1", {"claim": "{}"}))
+    with pytest.raises(WriteConflict):
+        await store.write("c", writes(document("c", "C", "Text.")), embedding_model="", deadline=Deadline.after(0.09))
+
+
+async def test_a_commit_of_which_the_engine_lost_the_answer_is_acknowledged(graph: Graph) -> None:
+    async def lose(method: str, number: int) -> None:
+        if method == "created" and "decision1" in graph.nodes and lost.fault is lose:
+            lost.fault = quiet
+            raise BackendUnavailable("memory engine")
+
+    async def quiet(method: str, number: int) -> None:
+        await asyncio.sleep(0)
+
+    lost = MemoryEngine(graph, fault=lose)
+    store = VersionedGraphStore(lost)
+    assert await put(store, document("a", "Ada", "Text.")) == [Outcome.CREATED]
+    assert (await store.collection("c", deadline=soon())).revision == 1
+
+
+async def test_a_store_with_another_schema_is_refused_with_what_mends_it(graph: Graph) -> None:
+    graph.version = 0
+    engine = MemoryEngine(graph)
+    store = VersionedGraphStore(engine)
+    with pytest.raises(ConfigurationError, match="graph schema 0, this build needs 1: run `loremesh graph migrate`"):
+        await store.check(deadline=soon())
+    assert await pending(engine, deadline=soon()) == (0, (1,))
+    assert await migrate(engine, deadline=soon()) == (1,)
+    assert await migrate(engine, deadline=soon()) == ()
+    await store.check(deadline=soon())
+    graph.version = 2
+    with pytest.raises(ConfigurationError, match="newer"):
+        await VersionedGraphStore(engine).check(deadline=soon())
+    with pytest.raises(ConfigurationError, match="newer"):
+        await migrate(engine, deadline=soon())
+
+
+async def test_who_looks_after_a_store_sees_what_it_lacks_and_holds(graph: Graph) -> None:
+    graph.version = 0
+    store = VersionedGraphStore(MemoryEngine(graph))
+    planned = await migrate_schema(store, plan=True, deadline=soon())
+    assert (planned.found, planned.needed, list(planned.pending), planned.made) == (0, 1, [1], ())
+    assert (await migrate_schema(store, plan=False, deadline=soon())).made == (1,)
+    assert (await migrate_schema(store, plan=False, deadline=soon())).pending == {}
+    await put(store, document("a", "Ada", "Text."))
+    await put(store, document("a", "Ada", "Text."))
+    report = await graph_report(store, deadline=soon())
+    assert [entry.name for entry in report.collections] == ["c"]
+    assert (report.version, report.given_up, report.unswept, report.purging) == (2, 0, 2, 0)
+
+
+async def test_a_bulk_load_takes_few_requests_a_write(store: VersionedGraphStore) -> None:
+    batches = [
+        [document(f"d{10 * batch + n}", f"Title {batch} {n}", f"Ada met number {n} of {batch}.") for n in range(10)]
+        for batch in range(12)
+    ]
+    await put(store, *batches[0])
+    before = store.engine.requests
+    for batch in batches[1:]:
+        await put(store, *batch)
+    # The claim and a look whether it stands, the documents, the changes, the decision.
+    assert (store.engine.requests - before) / len(batches[1:]) <= 5
