@@ -6,9 +6,8 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
-from tests.engines.servers.cassandra import CassandraNode
+from tests.engines.servers.cassandra import Cassandra
 from tests.engines.servers.opensearch import OpenSearchNode
-from tests.engines.servers.process import free_port
 
 # Machines that run tests are shared and slow now and then; pytest's timeout catches what hangs.
 settings.register_profile("loremesh", deadline=None, print_blob=True)
@@ -32,8 +31,8 @@ def opensearch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenSearchN
 
 
 @pytest.fixture(scope="session")
-def cassandra(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CassandraNode]:
+def cassandra(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cassandra]:
     """A server for the tests that are marked `engines`."""
-    node = CassandraNode(tmp_path_factory.mktemp("cassandra"), port=free_port(), storage_port=free_port())
+    node = Cassandra(tmp_path_factory.mktemp("cassandra"))
     yield node
     node.kill()

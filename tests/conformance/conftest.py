@@ -16,10 +16,13 @@ from loremesh_agents.adapters.text.sqlite import SqliteTextIndex
 from loremesh_agents.ports.graph import GraphStore
 from loremesh_agents.ports.text import TextIndex
 from tests.conformance.memory_engine import Graph, MemoryEngine
+from tests.engines.graph_engines import ENGINES, text_index
 
 GRAPHS = ("sqlite", "memory", "versioned")
 DIVIDED_GRAPHS = ("sqlite", "memory")
 """Those that keep statistics per set of readers."""
+SERVED_GRAPHS = tuple(pytest.param(name, marks=pytest.mark.engines) for name in ENGINES)
+"""Those that need a server."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,12 @@ async def opened(kind: str, folder: Path) -> AsyncIterator[Stores]:
     elif kind == "versioned":
         versioned = VersionedGraphStore(MemoryEngine(Graph(), shuffle=1))
         stores = Stores(versioned, PostingsTextIndex(versioned))
+    elif kind in ENGINES:
+        async with ENGINES[kind]() as engine:
+            served = VersionedGraphStore(engine)
+            yield Stores(served, text_index(engine, served))
+            await served.close()
+        return
     else:
         sqlite = SqliteGraphStore(folder / "graph.db")
         stores = Stores(sqlite, SqliteTextIndex(sqlite))
@@ -46,7 +55,7 @@ async def opened(kind: str, folder: Path) -> AsyncIterator[Stores]:
     await stores.graph.close()
 
 
-@pytest.fixture(params=GRAPHS)
+@pytest.fixture(params=(*GRAPHS, *SERVED_GRAPHS))
 async def stores(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Stores]:
     async with opened(request.param, tmp_path) as found:
         yield found
@@ -64,7 +73,7 @@ async def divided_store(request: pytest.FixtureRequest, tmp_path: Path) -> Async
         yield found.graph
 
 
-@pytest.fixture(params=sorted(set(GRAPHS) - set(DIVIDED_GRAPHS)))
+@pytest.fixture(params=(*sorted(set(GRAPHS) - set(DIVIDED_GRAPHS)), *SERVED_GRAPHS))
 async def undivided_store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[GraphStore]:
     """A store that keeps none."""
     async with opened(request.param, tmp_path) as found:

@@ -26,7 +26,7 @@ from loremesh_agents.domain.revision import LATEST
 from loremesh_agents.ports.graph import GraphSnapshot, GraphStore
 from loremesh_agents.retriever.service import RetrieverService
 from loremesh_agents.retriever.settings import RetrieverSettings
-from tests.conformance.conftest import DIVIDED_GRAPHS, GRAPHS, Stores, opened
+from tests.conformance.conftest import DIVIDED_GRAPHS, GRAPHS, SERVED_GRAPHS, Stores, opened
 from tests.documents import document, soon, write, writes
 
 NAMES = ("Ada", "Analytical Engine", "quiet protocol", "London Bridge", "The", "object.__exit__", "Zürich (city)")
@@ -287,10 +287,26 @@ def at_most_two_reader_sets() -> Iterator[None]:
 async def test_stores_that_have_the_same_history_give_the_same_answers(
     kind: str, steps: list[Step], options: CollectionOptions, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
+    await require_same_answers(kind, steps, options if kind in DIVIDED_GRAPHS else ANY_OPTIONS, tmp_path_factory)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("kind", SERVED_GRAPHS)
+@settings(max_examples=8)
+@given(steps=steps)
+async def test_servers_that_have_the_same_history_give_the_same_answers(
+    kind: str, steps: list[Step], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    await require_same_answers(kind, steps, ANY_OPTIONS, tmp_path_factory)
+
+
+async def require_same_answers(
+    kind: str, steps: Sequence[Step], options: CollectionOptions, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Those of the store in memory."""
     folder = tmp_path_factory.mktemp("graphs")
     async with opened("memory", folder) as memory, opened(kind, folder) as other:
         both = (memory, other)
-        options = options if kind in DIVIDED_GRAPHS else ANY_OPTIONS
         for stores in both:
             await put(stores.graph, options=options)
         with at_most_two_reader_sets():

@@ -7,6 +7,7 @@ import math
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,11 @@ import pytest
 from numpy.typing import NDArray
 
 from loremesh_agents.adapters.graph.memory import MemoryGraphStore
+from loremesh_agents.adapters.graph.neo4j import Neo4jEngine
+from loremesh_agents.adapters.graph.versioned import VersionedGraphStore
 from loremesh_agents.adapters.vector.faiss import FaissVectorIndex
 from loremesh_agents.adapters.vector.memory import MemoryVectorIndex
+from loremesh_agents.adapters.vector.neo4j import Neo4jVectorIndex
 from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.document import DocumentWrite
 from loremesh_agents.domain.errors import BackendUnavailable, BudgetExhausted
@@ -93,21 +97,32 @@ async def opened_index(graph: GraphStore, folder: Path, kind: str = "faiss based
     await index.close()
 
 
+def neo4j_index(store: GraphStore) -> Neo4jVectorIndex:
+    """The index of the database that holds the graph."""
+    assert isinstance(store, VersionedGraphStore)
+    assert isinstance(store.engine, Neo4jEngine)
+    return Neo4jVectorIndex(store.engine.connection, store, store)
+
+
 @pytest.fixture(
     params=[
-        *(f"{kind} over {graph}" for kind in KINDS for graph in GRAPHS),
-        *(pytest.param(f"{kind} over {graph}", marks=pytest.mark.engines) for kind in OUTSIDE for graph in GRAPHS),
-    ]
+        *product(GRAPHS, KINDS),
+        pytest.param(("neo4j", "neo4j"), marks=pytest.mark.engines),
+        *(pytest.param((graph, kind), marks=pytest.mark.engines) for graph in ("sqlite", "memory") for kind in OUTSIDE),
+    ],
+    ids="-".join,
 )
 async def searched(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Searched]:
-    kind, _, graph = request.param.rpartition(" over ")
+    graph, kind = request.param
     async with opened(graph, tmp_path) as stores:
         if kind in KINDS:
             async with opened_index(stores.graph, tmp_path / "vectors", kind) as found:
                 yield found
-            return
-        async with OUTSIDE[kind](request.getfixturevalue(kind), stores.graph) as index:
-            yield Searched(KeptGraph(stores.graph, [index]), index)
+        elif kind in OUTSIDE:
+            async with OUTSIDE[kind](request.getfixturevalue(kind), stores.graph) as index:
+                yield Searched(KeptGraph(stores.graph, [index]), index)
+        else:
+            yield Searched(stores.graph, neo4j_index(stores.graph))
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from loremesh_agents.adapters.vector.opensearch import OpenSearchVectorIndex
 from loremesh_agents.ports.derived import DerivedIndex
 from loremesh_agents.ports.graph import GraphStore
 from tests.documents import soon
-from tests.engines.servers.cassandra import CassandraNode
+from tests.engines.servers.cassandra import Cassandra
 from tests.engines.servers.opensearch import OpenSearchNode
 
 
@@ -83,7 +83,7 @@ async def opensearch_vectors(node: OpenSearchNode, graph: GraphStore) -> AsyncIt
     node.request("DELETE", f"/{prefix}-*")
 
 
-def define(node: CassandraNode, *statements: str, user: str = "", password: str = "") -> list[Any]:
+def define(node: Cassandra, *statements: str, user: str = "", password: str = "") -> list[Any]:
     """Asks a node, as its operator would; gives the rows of the last statement."""
     profile = ExecutionProfile(load_balancing_policy=DCAwareRoundRobinPolicy("datacenter1"), request_timeout=30)
     cluster = Cluster(
@@ -100,7 +100,7 @@ def define(node: CassandraNode, *statements: str, user: str = "", password: str 
         cluster.shutdown()
 
 
-def new_keyspace(node: CassandraNode) -> str:
+def new_keyspace(node: Cassandra) -> str:
     name = f"test_{uuid.uuid4().hex[:12]}"
     define(
         node,
@@ -110,7 +110,7 @@ def new_keyspace(node: CassandraNode) -> str:
 
 
 @asynccontextmanager
-async def cassandra_vectors(node: CassandraNode, graph: GraphStore) -> AsyncIterator[CassandraVectorIndex]:
+async def cassandra_vectors(node: Cassandra, graph: GraphStore) -> AsyncIterator[CassandraVectorIndex]:
     """An index of its own, up to date with a graph that is empty."""
     keyspace = await asyncio.to_thread(new_keyspace, node)
     index = CassandraVectorIndex(graph, CassandraServers((node.address,), node.port, keyspace))

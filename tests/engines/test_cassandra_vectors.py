@@ -16,7 +16,7 @@ from loremesh_agents.domain.revision import CollectionRevision
 from tests.documents import soon
 from tests.engines.clustered import Clustered, recall
 from tests.engines.search_indexes import define, new_keyspace
-from tests.engines.servers.cassandra import CassandraNode
+from tests.engines.servers.cassandra import Cassandra
 from tests.engines.servers.process import free_port
 
 
@@ -28,7 +28,7 @@ async def graph() -> AsyncIterator[MemoryGraphStore]:
 
 
 @pytest.fixture
-async def where(cassandra: CassandraNode) -> AsyncIterator[CassandraServers]:
+async def where(cassandra: Cassandra) -> AsyncIterator[CassandraServers]:
     keyspace = await asyncio.to_thread(new_keyspace, cassandra)
     yield CassandraServers((cassandra.address,), cassandra.port, keyspace)
     await asyncio.to_thread(define, cassandra, f"DROP KEYSPACE {keyspace}")
@@ -48,7 +48,7 @@ async def count(index: CassandraVectorIndex, revision: CollectionRevision, deadl
     return len(await index.search(question, revisions=(revision,), limit=100, deadline=deadline or soon()))
 
 
-async def tables(cassandra: CassandraNode, where: CassandraServers) -> list[str]:
+async def tables(cassandra: Cassandra, where: CassandraServers) -> list[str]:
     """The tables of vectors."""
     asked = f"SELECT table_name FROM system_schema.tables WHERE keyspace_name = '{where.keyspace}'"
     rows = await asyncio.to_thread(define, cassandra, asked)
@@ -100,7 +100,7 @@ async def test_a_state_never_goes_back(graph: MemoryGraphStore, index: Cassandra
 
 
 async def test_what_is_gone_leaves_no_table(
-    cassandra: CassandraNode, graph: MemoryGraphStore, index: CassandraVectorIndex, where: CassandraServers
+    cassandra: Cassandra, graph: MemoryGraphStore, index: CassandraVectorIndex, where: CassandraServers
 ) -> None:
     await Clustered(5, dimension=8).put(graph)
     await index.maintain("c", deadline=soon())
@@ -111,7 +111,7 @@ async def test_what_is_gone_leaves_no_table(
 
 
 async def test_rebuilding_takes_away_what_does_not_belong(
-    cassandra: CassandraNode, graph: MemoryGraphStore, index: CassandraVectorIndex, where: CassandraServers
+    cassandra: Cassandra, graph: MemoryGraphStore, index: CassandraVectorIndex, where: CassandraServers
 ) -> None:
     revision = await Clustered(5, dimension=8).put(graph)
     await index.maintain("c", deadline=soon())
@@ -124,7 +124,7 @@ async def test_rebuilding_takes_away_what_does_not_belong(
 
 
 async def test_a_missing_table_is_said_and_made_anew_on_request(
-    cassandra: CassandraNode,
+    cassandra: Cassandra,
     graph: MemoryGraphStore,
     index: CassandraVectorIndex,
     where: CassandraServers,
@@ -142,7 +142,7 @@ async def test_a_missing_table_is_said_and_made_anew_on_request(
 
 
 async def test_another_format_is_refused_by_name_and_made_anew_on_request(
-    cassandra: CassandraNode,
+    cassandra: Cassandra,
     graph: MemoryGraphStore,
     index: CassandraVectorIndex,
     where: CassandraServers,
@@ -177,7 +177,7 @@ async def test_servers_that_are_not_there_are_said_at_once(
 
 
 async def test_a_missing_keyspace_is_said(
-    cassandra: CassandraNode, graph: MemoryGraphStore, caplog: pytest.LogCaptureFixture
+    cassandra: Cassandra, graph: MemoryGraphStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     index = CassandraVectorIndex(graph, CassandraServers((cassandra.address,), cassandra.port, "nowhere"))
     await Clustered(5, dimension=8).put(graph)
@@ -206,8 +206,8 @@ async def test_nearly_all_of_the_exact_nearest_are_proposed(
 async def test_who_logs_in_wrongly_is_refused_and_a_server_that_comes_back_is_used_again(
     tmp_path: Path, graph: MemoryGraphStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    port, storage_port = free_port(), free_port()
-    node = CassandraNode(tmp_path, port=port, storage_port=storage_port, authentication=True)
+    node = Cassandra(tmp_path, authentication=True)
+    port = node.port
     try:
         where = CassandraServers((node.address,), port, "docs", "cassandra", "cassandra")
         wrong = CassandraVectorIndex(graph, CassandraServers((node.address,), port, "docs", "cassandra", "sesame"))
@@ -226,7 +226,7 @@ async def test_who_logs_in_wrongly_is_refused_and_a_server_that_comes_back_is_us
         node.kill()
         with pytest.raises((BackendUnavailable, BudgetExhausted)):
             await count(index, revision, Deadline.after(2))
-        node = CassandraNode(tmp_path, port=port, storage_port=storage_port, authentication=True)
+        node.restart()
         until = Deadline.after(30)
         found = 0
         while not found and not until.expired:

@@ -8,7 +8,7 @@ import pytest
 from loremesh.v1 import coordinator_service_pb2 as pb
 from loremesh.v1 import coordinator_service_pb2_grpc
 
-from loremesh_agents.adapters.text.embedded import EmbeddedIndex
+from loremesh_agents.adapters.derived.embedded import EmbeddedIndex
 from loremesh_agents.bootstrap import backends
 from loremesh_agents.domain.answer import FinishReason, TokenDelta, Usage
 from loremesh_agents.domain.deadline import Deadline

@@ -112,6 +112,23 @@ def test_settings_say_where_they_come_from(tmp_path: Path) -> None:
     assert rows["synthesizer.default_budget"][1] == "default"
 
 
+def test_a_password_is_read_from_the_folder_of_secrets_and_shown_nowhere(tmp_path: Path) -> None:
+    secrets, config = tmp_path / "secrets", tmp_path / "loremesh.toml"
+    secrets.mkdir()
+    (secrets / "stores__graph_password").write_text("swordfish")
+    config.write_text("")
+    shown = loremesh("config", "show", "--json", "--config", str(config), LOREMESH_SECRETS=str(secrets))
+    rows = {row["name"]: (row["value"], row["origin"]) for row in map(json.loads, shown.stdout.splitlines())}
+    assert rows["stores.graph_password"] == ("**********", f"secrets in {secrets}")
+    config.write_text("[stores]\ngraph_password = 12345\n")
+    refused = loremesh("config", "show", "--config", str(config))
+    assert refused.returncode == 2
+    assert "stores.graph_password" in refused.stderr
+    for output in (shown, refused):
+        assert "swordfish" not in output.stdout + output.stderr
+        assert "12345" not in output.stdout + output.stderr
+
+
 def test_health_of_nobody_is_an_error() -> None:
     addresses = {f"LOREMESH_ADDRESSES__{name}": "127.0.0.1:1" for name in ("COORDINATOR", "RETRIEVER")}
     found = loremesh("health", "coordinator", "retriever", "--json", **addresses)

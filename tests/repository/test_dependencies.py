@@ -21,6 +21,11 @@ def _requirements(*extras: str) -> set[str]:
     return {canonicalize_name(Requirement(line).name) for line in lines}
 
 
+def _for_the_product() -> set[str]:
+    """Names of the distributions of the plain installation and of all extras that the product may import."""
+    return _requirements(*(pyproject()["project"]["optional-dependencies"].keys() - {"bench", "dev"}))
+
+
 def _imports() -> dict[str, str]:
     """What the product imports anywhere, also late: top-level module, and a file that does."""
     found: dict[str, str] = {}
@@ -48,7 +53,7 @@ def _top(module: str) -> str:
 
 
 def test_the_product_imports_only_what_its_distribution_names() -> None:
-    declared = _requirements("minilm", "models", "opensearch", "cassandra", "otel")
+    declared = _for_the_product()
     known = _distributions_by_module()
     foreign = {
         _top(module): path for module, path in _imports().items() if _top(module) not in _OURS | sys.stdlib_module_names
@@ -93,7 +98,7 @@ def test_the_layers_forbid_every_driver_that_we_depend_on() -> None:
         if "loremesh_agents.domain" in contract.get("source_modules", ())
     )
     forbidden = {_top(module) for module in contract["forbidden_modules"] if not module.startswith("loremesh_agents")}
-    declared = _requirements("minilm", "models", "opensearch", "cassandra", "otel")
+    declared = _for_the_product()
     drivers = {
         _top(module)
         for module in _imports()

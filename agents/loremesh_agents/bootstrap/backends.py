@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
+from loremesh_agents.adapters.graph.versioned.engine import GraphEngine
 from loremesh_agents.bootstrap.server_urls import parse_server_url
 from loremesh_agents.bootstrap.settings import LanguageModelSettings, StoreSettings
 from loremesh_agents.domain.errors import ConfigurationError
@@ -72,6 +73,36 @@ def _unknown(setting: str, url: str, known: str) -> ConfigurationError:
     return ConfigurationError(f"the setting {setting} is {url!r}; this build knows {known}")
 
 
+_NEO4J = frozenset({"bolt", "bolt+s", "bolt+ssc", "neo4j", "neo4j+s", "neo4j+ssc"})
+
+
+def _open_neo4j(stores: StoreSettings) -> tuple[GraphStore, TextIndex]:
+    _require("stores.graph", stores.graph, ("neo4j",), "neo4j")
+    from loremesh_agents.adapters.graph.neo4j import Address, Connection, Neo4jEngine
+    from loremesh_agents.adapters.graph.versioned import VersionedGraphStore
+    from loremesh_agents.adapters.text.neo4j import Neo4jTextIndex
+
+    address = Address.parse("stores.graph", stores.graph)
+    connection = Connection(address, stores.graph_password.get_secret_value())
+    store = VersionedGraphStore(Neo4jEngine(connection))
+    return store, Neo4jTextIndex(connection, store, store)
+
+
+def _open_neo4j_vectors(stores: StoreSettings, graph: GraphStore) -> VectorIndex:
+    if stores.vectors not in {"", stores.graph}:
+        raise ConfigurationError(
+            f"the setting stores.vectors is {stores.vectors!r}: the index of a Neo4j database holds the vectors of the graph in it,"
+            " so leave it out, or set stores.graph to the same"
+        )
+    from loremesh_agents.adapters.graph.neo4j import Neo4jEngine
+    from loremesh_agents.adapters.graph.versioned import VersionedGraphStore
+    from loremesh_agents.adapters.vector.neo4j import Neo4jVectorIndex
+
+    assert isinstance(graph, VersionedGraphStore)
+    assert isinstance(graph.engine, Neo4jEngine)
+    return Neo4jVectorIndex(graph.engine.connection, graph, graph)
+
+
 def in_memory(stores: StoreSettings) -> bool:
     """Whether the graph lives in one process: then all agents that read or write it must be served there."""
     return urlsplit(stores.graph).scheme == "memory"
@@ -97,8 +128,34 @@ def open_graph(stores: StoreSettings) -> tuple[GraphStore, TextIndex]:
 
             memory = MemoryGraphStore()
             return memory, MemoryTextIndex(memory)
+        case scheme if scheme in _NEO4J:
+            return _open_neo4j(stores)
+        case "gremlin+ws" | "gremlin+wss":
+            _require("stores.graph", url, ("gremlin_python", "aiohttp"), "gremlin")
+            from loremesh_agents.adapters.graph.gremlin.endpoint import janusgraph_endpoint
+            from loremesh_agents.adapters.graph.gremlin.janusgraph import JanusGraphEngine
+
+            password = stores.graph_password.get_secret_value()
+            return _versioned(JanusGraphEngine(janusgraph_endpoint("stores.graph", url, password)))
+        case "neptune+wss":
+            _require("stores.graph", url, ("gremlin_python", "aiohttp"), "gremlin")
+            from loremesh_agents.adapters.graph.gremlin.neptune import NeptuneEngine, neptune_endpoint
+
+            return _versioned(NeptuneEngine(neptune_endpoint("stores.graph", url)))
         case _:
-            raise _unknown("stores.graph", url, "sqlite:///path and memory://")
+            raise _unknown(
+                "stores.graph",
+                url,
+                "sqlite:///path, memory://, bolt:// and neo4j://user@host:port/database, gremlin+ws://host:port/g, gremlin+wss://host:port/g and neptune+wss://host:port",
+            )
+
+
+def _versioned(engine: GraphEngine) -> tuple[GraphStore, TextIndex]:
+    from loremesh_agents.adapters.graph.versioned import VersionedGraphStore
+    from loremesh_agents.adapters.text.postings import PostingsTextIndex
+
+    store = VersionedGraphStore(engine)
+    return store, PostingsTextIndex(store)
 
 
 def open_vectors(stores: StoreSettings, graph: GraphStore) -> VectorIndex | None:
@@ -107,8 +164,13 @@ def open_vectors(stores: StoreSettings, graph: GraphStore) -> VectorIndex | None
     Raises:
         ConfigurationError: The URL names nothing that this build has.
     """
-    embedded = "memory://" if in_memory(stores) else f"faiss://{(stores.data / 'vectors').absolute()}"
-    url = stores.vectors or embedded
+    url = stores.vectors
+    if not url and in_memory(stores):
+        url = "memory://"
+    elif not url and urlsplit(stores.graph).scheme in _NEO4J:
+        url = stores.graph
+    elif not url:
+        url = f"faiss://{(stores.data / 'vectors').absolute()}"
     match urlsplit(url).scheme or url:
         case "faiss":
             from loremesh_agents.adapters.vector.faiss import FaissVectorIndex
@@ -148,11 +210,13 @@ def open_vectors(stores: StoreSettings, graph: GraphStore) -> VectorIndex | None
             )
         case "none":
             return None
+        case scheme if scheme in _NEO4J:
+            return _open_neo4j_vectors(stores, graph)
         case _:
             raise _unknown(
                 "stores.vectors",
                 url,
-                "faiss:///folder, memory://, opensearch+https://host:port/prefix, cassandra://host:port/keyspace and none",
+                "faiss:///folder, memory://, bolt:// (the graph's own), opensearch+https://host:port/prefix, cassandra://host:port/keyspace and none",
             )
 
 

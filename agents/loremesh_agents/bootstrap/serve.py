@@ -82,7 +82,7 @@ async def build(
             shown = MetricsServer(metrics.registry, telemetry.metrics_host, telemetry.metrics_port or 0)
             metrics_port = (await resources.enter_async_context(shown)).port
         targets: dict[str, str] = settings.addresses.model_dump()
-        stores = Stores(settings.stores, settings.language_model, resources)
+        stores = Stores(settings, resources)
         stores.require_shared([spec.name for spec in chosen(names)])
         servers: list[AgentServer] = []
         for spec in chosen(names):

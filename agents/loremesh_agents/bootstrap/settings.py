@@ -33,7 +33,6 @@ CONFIG_VARIABLE = "LOREMESH_CONFIG"
 SECRETS_VARIABLE = "LOREMESH_SECRETS"
 _OUTSIDE = frozenset({CONFIG_VARIABLE, SECRETS_VARIABLE})
 _FOR_TESTS = "LOREMESH_TEST_"
-_SECRET = frozenset({"language_model.api_key"})
 
 
 def default_data_folder() -> Path:
@@ -51,9 +50,11 @@ class StoreSettings(_Group):
     data: Path = Field(default_factory=default_data_folder)
     """Folder of the embedded stores."""
     graph: str = ""
-    """Graph store: `sqlite:///path`, or `memory://` where one process serves both knowledge and retriever. Default: `graph.db` in the data folder."""
+    """Graph store: `sqlite:///path`, `memory://` where one process serves both knowledge and retriever, `bolt://user@host:port/database` or `neo4j://` of a cluster (with TLS: `bolt+s://`, `neo4j+s://`), `gremlin+ws://user@host:port/g` of JanusGraph (with TLS: `gremlin+wss://`) or `neptune+wss://host:port`. Default: `graph.db` in the data folder."""
+    graph_password: SecretStr = SecretStr("")
+    """Password of the user in `stores.graph`; best as a file in the folder of secrets."""
     vectors: str = ""
-    """Vector index: `faiss:///folder`, `memory://`, `opensearch+https://host:port/prefix` (or `+http`), `cassandra://host:port/keyspace` (or `cassandra+tls`), or `none`. Default: `vectors` in the data folder, or in memory with the graph."""
+    """Vector index: `faiss:///folder`, `memory://`, `opensearch+https://host:port/prefix` (or `+http`), `cassandra://host:port/keyspace` (or `cassandra+tls`), or `none`. Default: the graph's own where it has one, `vectors` in the data folder, or in memory with the graph."""
     vectors_user: str = ""
     """User of the vector index's server; empty where it asks for none."""
     vectors_password: SecretStr = SecretStr("")
@@ -298,13 +299,21 @@ def _explain(error: ValidationError, origins: Mapping[str, str]) -> str:
             sentences.append(f"the setting {name}{where} is unknown")
         else:
             rule = problem["msg"]
-            value = "not shown" if name in _SECRET else repr(problem["input"])
+            value = "of a wrong kind" if name in _SECRETS else repr(problem["input"])
             sentences.append(f"the setting {name}{where} is {value}: {rule[:1].lower()}{rule[1:]}")
     return "; ".join(sentences)
 
 
+_SECRETS = frozenset(
+    f"{group}.{name}"
+    for group, model in Settings.model_fields.items()
+    for name, field in cast("type[BaseModel]", model.annotation).model_fields.items()
+    if field.annotation is SecretStr
+)
+
+
 def effective(loaded: LoadedSettings) -> list[tuple[str, str, str]]:
-    """Name, value and origin of every setting. Secrets are masked; keys and certificates of TLS are files."""
+    """Name, value and origin of every setting; asterisks in place of a secret."""
     values = loaded.settings.model_dump(mode="json")
     rows: list[tuple[str, str, str]] = []
     for name, value in _flatten(values):

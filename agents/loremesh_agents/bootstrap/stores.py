@@ -5,7 +5,7 @@ from contextlib import AsyncExitStack
 from functools import cached_property
 
 from loremesh_agents.bootstrap import backends
-from loremesh_agents.bootstrap.settings import LanguageModelSettings, StoreSettings
+from loremesh_agents.bootstrap.settings import Settings
 from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.errors import ConfigurationError
 from loremesh_agents.ports.embedding import Embedder
@@ -22,14 +22,13 @@ class Stores:
     """The backends that settings name.
 
     Args:
-        settings: The URLs.
-        language_model: How the engine that writes answers is used.
+        settings: All settings.
         stack: Closes what is opened.
     """
 
-    def __init__(self, settings: StoreSettings, language_model: LanguageModelSettings, stack: AsyncExitStack) -> None:
-        self._settings = settings
-        self._language_model = language_model
+    def __init__(self, settings: Settings, stack: AsyncExitStack) -> None:
+        self._settings = settings.stores
+        self._language_model = settings.language_model
         self._stack = stack
 
     def require_shared(self, agents: Group[str]) -> None:

@@ -1,1 +1,1 @@
-"""What indexes that live outside the graph store have in common, and the drivers of the engines that keep them."""
+"""What derived indexes have in common: those within a graph store, those outside it, and the drivers of the engines that keep these."""

@@ -3,8 +3,8 @@
 import math
 from collections.abc import Mapping
 
+from loremesh_agents.adapters.derived.embedded import EmbeddedIndex
 from loremesh_agents.adapters.graph.memory import MemoryGraphStore
-from loremesh_agents.adapters.text.embedded import EmbeddedIndex
 from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.errors import BudgetExhausted
 from loremesh_agents.domain.retrieval import PassageRef

@@ -12,7 +12,7 @@ from loremesh_agents.adapters.derived.opensearch import (
     text_field,
     text_settings,
 )
-from loremesh_agents.adapters.text.query import rarest_terms
+from loremesh_agents.adapters.text.rarest import rarest
 from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.retrieval import PassageRef
 from loremesh_agents.domain.revision import CollectionRevision
@@ -57,7 +57,7 @@ class OpenSearchTextIndex(Keeping[TextChanges]):
         """See the port."""
         reached = await self.reached(revisions, deadline=deadline)
         uids = [state.uid for _, state in reached]
-        chosen = rarest_terms(terms)
+        chosen = rarest(terms)
         if not chosen or not uids:
             return ()
         query = {

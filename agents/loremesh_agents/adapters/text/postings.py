@@ -4,9 +4,9 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping
 
+from loremesh_agents.adapters.derived.embedded import EmbeddedIndex
 from loremesh_agents.adapters.graph.versioned import VersionedGraphStore
-from loremesh_agents.adapters.text.embedded import EmbeddedIndex
-from loremesh_agents.adapters.text.query import rarest_terms
+from loremesh_agents.adapters.text.rarest import rarest
 from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.retrieval import PassageRef
 from loremesh_agents.domain.revision import CollectionRevision
@@ -31,7 +31,7 @@ class PostingsTextIndex(EmbeddedIndex):
         self, terms: Mapping[str, int], *, revisions: tuple[CollectionRevision, ...], limit: int, deadline: Deadline
     ) -> tuple[PassageRef, ...]:
         """See the port."""
-        chosen = rarest_terms(terms)
+        chosen = rarest(terms)
         scores: dict[int, float] = defaultdict(float)
         for revision in revisions:
             held = await self._graph.postings(revision, chosen, deadline=deadline)

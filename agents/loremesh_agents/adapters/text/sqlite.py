@@ -3,10 +3,10 @@
 import sqlite3
 from collections.abc import Mapping
 
+from loremesh_agents.adapters.derived.embedded import EmbeddedIndex
 from loremesh_agents.adapters.graph.sqlite import SqliteGraphStore
 from loremesh_agents.adapters.graph.sqlite.schema import full_text_table
-from loremesh_agents.adapters.text.embedded import EmbeddedIndex
-from loremesh_agents.adapters.text.query import rarest_terms
+from loremesh_agents.adapters.text.rarest import rarest
 from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.retrieval import PassageRef
 from loremesh_agents.domain.revision import CollectionRevision
@@ -27,7 +27,7 @@ class SqliteTextIndex(EmbeddedIndex):
         self, terms: Mapping[str, int], *, revisions: tuple[CollectionRevision, ...], limit: int, deadline: Deadline
     ) -> tuple[PassageRef, ...]:
         """See the port."""
-        chosen = rarest_terms(terms)
+        chosen = rarest(terms)
         if not chosen:
             return ()
         query = " OR ".join('"' + term.replace('"', '""') + '"' for term in chosen)

@@ -34,7 +34,7 @@ def migrate(plan: bool, as_json: bool, config: Path | None, data: Path | None) -
 
 async def _migrate(settings: Settings, *, plan: bool, as_json: bool) -> int:
     async with AsyncExitStack() as stack:
-        graph = Stores(settings.stores, settings.language_model, stack).graph
+        graph = Stores(settings, stack).graph
         report = await migrate_schema(graph, plan=plan, deadline=Deadline.after(_MIGRATION_SECONDS))
     if as_json:
         fields = {"found": report.found, "needed": report.needed}
@@ -67,7 +67,7 @@ def stats(as_json: bool, config: Path | None, data: Path | None) -> int:
 
 async def _stats(settings: Settings, *, as_json: bool) -> int:
     async with AsyncExitStack() as stack:
-        graph = Stores(settings.stores, settings.language_model, stack).graph
+        graph = Stores(settings, stack).graph
         report = await graph_report(graph, deadline=Deadline.after(_SECONDS))
     if as_json:
         click.echo(json.dumps(_as_json(report), ensure_ascii=False))

@@ -12,7 +12,7 @@ from loremesh_agents.adapters.graph.versioned.batch import Batch
 from loremesh_agents.adapters.graph.versioned.buckets import Held, read_postings
 from loremesh_agents.adapters.graph.versioned.chain import Chain, Head
 from loremesh_agents.adapters.graph.versioned.concurrently import both
-from loremesh_agents.adapters.graph.versioned.engine import Access, GraphEngine
+from loremesh_agents.adapters.graph.versioned.engine import Access, GraphEngine, PassageRow
 from loremesh_agents.adapters.graph.versioned.features import FeatureCache
 from loremesh_agents.adapters.graph.versioned.identifiers import decision_id, first_ref, refs_of
 from loremesh_agents.adapters.graph.versioned.log import ChangeLog, read_documents
@@ -441,6 +441,15 @@ class VersionedGraphStore:
         hashes = {term: term_hash(term) for term in terms}
         held = await read_postings(self._engine, head.view, state.uid, hashes.values(), deadline)
         return {term: held[found] for term, found in hashes.items() if found in held}
+
+    def holds(self, revision: CollectionRevision) -> bool:
+        """Whether the collection that a state is of is there, as far as this process knows: what has read the state knows. For indexes."""
+        current = self._chain.head.collections.get(revision.collection)
+        return current is not None and current.uid == revision.collection_uid
+
+    def is_there(self, row: PassageRow) -> bool:
+        """Whether a passage has been written and has not ended, in the newest state that this process knows. For indexes."""
+        return is_there(row, self._chain.head.view)
 
     async def close(self) -> None:
         """See the port."""

@@ -1,4 +1,4 @@
-"""What the text indexes inside a graph store have in common: they change with the graph, in its own transactions."""
+"""What the indexes inside a graph store have in common: they change with the graph, in its own transactions."""
 
 from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.revision import CollectionRevision

@@ -1,0 +1,1 @@
+"""Property graphs that are asked in Gremlin: JanusGraph and Amazon Neptune."""

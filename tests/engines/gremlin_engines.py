@@ -1,0 +1,65 @@
+"""Property graphs behind Gremlin servers, each opened for a test: empty, and with the schema in force."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from loremesh_agents.adapters.graph.gremlin.bytecode import source
+from loremesh_agents.adapters.graph.gremlin.connection import Connections, Script
+from loremesh_agents.adapters.graph.gremlin.endpoint import Endpoint
+from loremesh_agents.adapters.graph.gremlin.janusgraph import JanusGraphEngine
+from loremesh_agents.adapters.graph.gremlin.neptune import NeptuneEngine
+from loremesh_agents.domain.deadline import Deadline
+from loremesh_agents.domain.graph_schema import VERSION
+from tests.engines.servers import gremlin_server, janusgraph
+from tests.engines.servers.janusgraph import Storage
+
+# The servers refuse full scans, which the product has none of: this transaction may.
+_EMPTY = """
+def builder = g.getGraph().buildTransaction()
+def forced = builder.getClass().getDeclaredField('forceIndexUsage')
+forced.setAccessible(true)
+forced.set(builder, false)
+def tx = builder.start()
+tx.traversal().V().drop().iterate()
+tx.commit()
+true
+"""
+
+
+def janusgraph_endpoint(server: janusgraph.JanusGraph) -> Endpoint:
+    return Endpoint("janusgraph", f"ws://127.0.0.1:{server.port}/gremlin")
+
+
+@asynccontextmanager
+async def opened_janusgraph(storage: Storage) -> AsyncIterator[JanusGraphEngine]:
+    endpoint = janusgraph_endpoint(janusgraph.shared(storage))
+    connections = Connections(endpoint)
+    try:
+        await connections.submit(Script(_EMPTY), deadline=Deadline.after(60))
+    finally:
+        await connections.close()
+    engine = JanusGraphEngine(endpoint)
+    try:
+        for version in range(1, VERSION + 1):
+            await engine.migrate(version, deadline=Deadline.after(60))
+        yield engine
+    finally:
+        await engine.close()
+
+
+@asynccontextmanager
+async def opened_neptune() -> AsyncIterator[NeptuneEngine]:
+    """Neptune's stand-in."""
+    endpoint = Endpoint("neptune", f"ws://127.0.0.1:{gremlin_server.shared().port}/gremlin")
+    connections = Connections(endpoint)
+    try:
+        await connections.submit(source().V().drop(), deadline=Deadline.after(60))
+    finally:
+        await connections.close()
+    engine = NeptuneEngine(endpoint)
+    try:
+        for version in range(1, VERSION + 1):
+            await engine.migrate(version, deadline=Deadline.after(60))
+        yield engine
+    finally:
+        await engine.close()
