@@ -136,7 +136,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> tuple[Gates, GatedModel]:
         return graph, GatedText(graph, text, gates)
 
     monkeypatch.setattr(backends, "open_graph", open_gated)
-    monkeypatch.setattr(backends, "open_model", lambda _: model)
+    monkeypatch.setattr(backends, "open_model", lambda *_: model)
     return gates, model
 
 

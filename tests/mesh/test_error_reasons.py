@@ -266,7 +266,7 @@ async def an_engine_has_a_defect(scene: Scene) -> Refusal:
         async def models(self, *, deadline):
             raise RuntimeError(SECRET)
 
-    scene.monkeypatch.setattr(backends, "open_model", lambda _: Broken())
+    scene.monkeypatch.setattr(backends, "open_model", lambda *_: Broken())
     async with served(scene.folder) as client:
         return await refused(answers(client.generator.ListModels, generator_pb.ListModelsRequest()))
 
