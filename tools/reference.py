@@ -99,7 +99,8 @@ def _default(name: str, info: FieldInfo) -> str:
         return "`loremesh` in the user's data folder" if name == "data" else ""
     if isinstance(info.default, frozenset):
         return "`[]`"
-    return f"`{info.default}`" if info.default not in ("", None) else ""
+    shown = "" if info.default is None else str(info.default)
+    return f"`{shown}`" if shown else ""
 
 
 def main() -> None:

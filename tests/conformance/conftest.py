@@ -50,7 +50,7 @@ async def opened(kind: str, folder: Path) -> AsyncIterator[Stores]:
         return
     else:
         sqlite = SqliteGraphStore(folder / "graph.db")
-        stores = Stores(sqlite, SqliteTextIndex(sqlite.connections))
+        stores = Stores(sqlite, SqliteTextIndex(sqlite))
     yield stores
     await stores.graph.close()
 

@@ -19,8 +19,9 @@ from loremesh_agents.domain.errors import (
 )
 from loremesh_agents.domain.filter import EVERYTHING, Condition, MetadataFilter
 from loremesh_agents.domain.principal import ANONYMOUS, Principal
+from loremesh_agents.domain.retrieval import PassageRef
 from loremesh_agents.domain.revision import LATEST, CollectionRevision, Consistency
-from loremesh_agents.ports.graph import GraphStore
+from loremesh_agents.ports.graph import GraphStore, TextChanges
 from tests.documents import document, soon, write, writes
 
 ADA = document(
@@ -461,3 +462,63 @@ async def test_concurrent_writers_lose_nothing(store: GraphStore) -> None:
     collection = await store.collection("c", deadline=soon())
     assert (collection.document_count, collection.revision) == (20, 20)
     assert len(await reached_ids(store, "charles babbage")) == 20
+
+
+async def all_words(store: GraphStore, *, after_revision: int = 0, limit: int) -> tuple[list[TextChanges], set[str]]:
+    """The pages of a text index that begins at a revision, and the texts that it then holds in addition."""
+    pages: list[TextChanges] = []
+    held: dict[PassageRef, str] = {}
+    more = True
+    while more:
+        page = await store.text_changes("c", after_revision=after_revision, limit=limit, deadline=soon())
+        pages.append(page)
+        for ref in page.removed:
+            held.pop(ref, None)
+        held.update({entry.ref: entry.words for entry in page.added})
+        assert page.revision > after_revision or not page.more
+        after_revision, more = page.revision, page.more
+    return pages, set(held.values())
+
+
+async def test_words_come_with_all_search_terms_of_a_passage(store: GraphStore) -> None:
+    await put(store, document("ada", "Countess of Lovelace", "Ada's notes: object.__exit__ in Köln, twice in Köln."))
+    page = await store.text_changes("c", after_revision=0, limit=10, deadline=soon())
+    (entry,) = page.added
+    (passage,) = write(
+        document("ada", "Countess of Lovelace", "Ada's notes: object.__exit__ in Köln, twice in Köln.")
+    ).passages
+    assert entry.words.split(" ") == list(passage.spans.words)
+    assert entry.words.split(" ").count("koln") == 2
+    assert set(passage.term_frequencies) <= {*entry.words.split(" "), *entry.further_words.split(" ")}
+    assert {"countess", "__exit__"} <= {*entry.words.split(" "), *entry.further_words.split(" ")}
+    assert (page.revision, page.removed, page.more) == (1, (), False)
+    assert page.collection_uid == (await store.revision("c", deadline=soon())).collection_uid
+
+
+async def test_changes_for_a_text_index_come_in_whole_revisions(store: GraphStore) -> None:
+    for number in range(4):
+        await put(store, *(document(f"d{number}{letter}", "", f"Text {number} {letter}.") for letter in "abc"))
+    pages, words = await all_words(store, limit=4)
+    assert [page.revision for page in pages] == [1, 2, 3, 4]
+    assert words == {f"text {number} {letter}" for number in range(4) for letter in "abc"}
+    pages, words = await all_words(store, after_revision=2, limit=100)
+    assert [page.revision for page in pages] == [4]
+    assert words == {f"text {number} {letter}" for number in (2, 3) for letter in "abc"}
+
+
+async def test_what_is_gone_is_removed_from_a_text_index(store: GraphStore) -> None:
+    await put(store, ADA, ENGINE)
+    first = await store.text_changes("c", after_revision=0, limit=10, deadline=soon())
+    await put(store, document("ada", "Ada Lovelace", "Other words."))
+    await store.delete_documents("c", ["engine"], deadline=soon())
+    later = await store.text_changes("c", after_revision=first.revision, limit=10, deadline=soon())
+    assert set(later.removed) == {entry.ref for entry in first.added}
+    assert [entry.words for entry in later.added] == ["other words"]
+    assert (await all_words(store, limit=10))[1] == {"other words"}
+    nothing = await store.text_changes("c", after_revision=later.revision, limit=10, deadline=soon())
+    assert (nothing.revision, nothing.removed, nothing.added, nothing.more) == (later.revision, (), (), False)
+
+
+async def test_a_text_index_of_no_collection_is_told(store: GraphStore) -> None:
+    with pytest.raises(CollectionNotFound):
+        await store.text_changes("nowhere", after_revision=0, limit=10, deadline=soon())

@@ -2,6 +2,8 @@
 
 import math
 from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
@@ -12,8 +14,11 @@ from loremesh_agents.domain.filter import EVERYTHING
 from loremesh_agents.domain.lexicon import search_terms
 from loremesh_agents.domain.principal import ANONYMOUS
 from loremesh_agents.domain.revision import LATEST
-from tests.conformance.conftest import Stores
+from tests.conformance.conftest import GRAPHS, Stores, opened
 from tests.documents import document, soon, writes
+from tests.engines.search_indexes import KeptGraph, opensearch_text
+
+OUTSIDE = tuple(pytest.param(f"opensearch over {graph}", marks=pytest.mark.engines) for graph in GRAPHS)
 
 TEXTS = {
     "bridge": "London Bridge crosses the Thames.",
@@ -21,6 +26,17 @@ TEXTS = {
     "café": "A café in Köln; object.__exit__ is not served.",
     "tea": "日本 tea and the quiet protocol.",
 }
+
+
+@pytest.fixture(params=[*GRAPHS, *OUTSIDE])
+async def stores(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Stores]:
+    index, _, graph = request.param.rpartition(" over ")
+    async with opened(graph, tmp_path) as found:
+        if not index:
+            yield found
+            return
+        async with opensearch_text(request.getfixturevalue(index), found.graph) as text:
+            yield Stores(KeptGraph(found.graph, [text]), text)
 
 
 async def put(stores: Stores, *documents: Document, collection: str = "c") -> None:

@@ -30,6 +30,7 @@ from loremesh_agents.ports.graph import GraphStore, VectorChanges
 from loremesh_agents.ports.vectors import VectorIndex
 from tests.conformance.conftest import GRAPHS, opened
 from tests.documents import document, soon, write
+from tests.engines.search_indexes import KeptGraph, cassandra_vectors, opensearch_vectors
 
 Vector = NDArray[np.float32]
 
@@ -38,6 +39,9 @@ KINDS: Mapping[str, Callable[[GraphStore, Path], VectorIndex]] = {
     "faiss exact": FaissVectorIndex,
     "faiss based": lambda graph, folder: FaissVectorIndex(graph, folder, exact_limit=0),
 }
+"""Those that every process makes for itself, from the graph."""
+OUTSIDE = {"opensearch": opensearch_vectors, "cassandra": cassandra_vectors}
+"""Those that the knowledge agent writes and the others wait for."""
 
 
 def at(degrees: float) -> Vector:
@@ -101,7 +105,12 @@ def neo4j_index(store: GraphStore) -> Neo4jVectorIndex:
 
 
 @pytest.fixture(
-    params=[*product(GRAPHS, KINDS), pytest.param(("neo4j", "neo4j"), marks=pytest.mark.engines)], ids="-".join
+    params=[
+        *product(GRAPHS, KINDS),
+        pytest.param(("neo4j", "neo4j"), marks=pytest.mark.engines),
+        *(pytest.param((graph, kind), marks=pytest.mark.engines) for graph in ("sqlite", "memory") for kind in OUTSIDE),
+    ],
+    ids="-".join,
 )
 async def searched(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Searched]:
     graph, kind = request.param
@@ -109,6 +118,9 @@ async def searched(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncItera
         if kind in KINDS:
             async with opened_index(stores.graph, tmp_path / "vectors", kind) as found:
                 yield found
+        elif kind in OUTSIDE:
+            async with OUTSIDE[kind](request.getfixturevalue(kind), stores.graph) as index:
+                yield Searched(KeptGraph(stores.graph, [index]), index)
         else:
             yield Searched(stores.graph, neo4j_index(stores.graph))
 

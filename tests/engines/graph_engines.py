@@ -44,4 +44,6 @@ ENGINES: dict[str, Callable[[], AbstractAsyncContextManager[GraphEngine]]] = {
 
 def text_index(engine: GraphEngine, store: VersionedGraphStore) -> TextIndex:
     """The engine's own where it has one."""
-    return Neo4jTextIndex(engine.connection, store) if isinstance(engine, Neo4jEngine) else PostingsTextIndex(store)
+    return (
+        Neo4jTextIndex(engine.connection, store, store) if isinstance(engine, Neo4jEngine) else PostingsTextIndex(store)
+    )

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from neo4j import AsyncDriver, AsyncGraphDatabase
 
+from loremesh_agents.adapters.graph.memory import MemoryGraphStore
 from loremesh_agents.adapters.graph.neo4j import Address, Connection, Neo4jEngine, statements
 from loremesh_agents.adapters.graph.versioned.engine import Access, Cell, Changes, PassageRow, Vertex
 from loremesh_agents.adapters.text.neo4j import Neo4jTextIndex
@@ -313,7 +314,7 @@ def revision(uid: str) -> CollectionRevision:
 
 
 async def _words(engine: Neo4jEngine, terms: Sequence[str], *uids: str, state: Newest, limit: int = 10) -> list[int]:
-    index = Neo4jTextIndex(engine.connection, state)
+    index = Neo4jTextIndex(engine.connection, MemoryGraphStore(), state)
     counts = dict.fromkeys(terms, 1)
     return list(await index.search(counts, revisions=tuple(map(revision, uids)), limit=limit, deadline=soon()))
 

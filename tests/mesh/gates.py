@@ -8,11 +8,13 @@ import pytest
 from loremesh.v1 import coordinator_service_pb2 as pb
 from loremesh.v1 import coordinator_service_pb2_grpc
 
+from loremesh_agents.adapters.derived.embedded import EmbeddedIndex
 from loremesh_agents.bootstrap import backends
 from loremesh_agents.domain.answer import FinishReason, TokenDelta, Usage
 from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.retrieval import PassageRef
 from loremesh_agents.domain.revision import CollectionRevision
+from loremesh_agents.ports.graph import GraphStore
 from loremesh_agents.ports.language_model import Capability, GenerationEnd, GenerationRequest, Model
 from loremesh_agents.ports.text import TextIndex
 from tests.mesh.conftest import Client
@@ -71,10 +73,11 @@ class Gates(dict[str, Gate]):
         return sum(gate.waiting for gate in self.values())
 
 
-class GatedText:
+class GatedText(EmbeddedIndex):
     """A text index with a gate before it."""
 
-    def __init__(self, text: TextIndex, gates: Gates) -> None:
+    def __init__(self, graph: GraphStore, text: TextIndex, gates: Gates) -> None:
+        super().__init__(graph)
         self._text = text
         self._gates = gates
 
@@ -130,7 +133,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> tuple[Gates, GatedModel]:
 
     def open_gated(stores):
         graph, text = open_graph(stores)
-        return graph, GatedText(text, gates)
+        return graph, GatedText(graph, text, gates)
 
     monkeypatch.setattr(backends, "open_graph", open_gated)
     monkeypatch.setattr(backends, "open_model", lambda *_: model)

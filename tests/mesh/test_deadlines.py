@@ -51,7 +51,7 @@ async def test_each_hop_has_less_time_than_its_caller(client: Client, gates: Gat
 @pytest.mark.parametrize(
     ("phase", "stages", "finish"),
     [
-        ("search", {"retrieval"}, answer_pb2.FINISH_REASON_STOP),
+        ("search", {"text"}, answer_pb2.FINISH_REASON_STOP),
         ("count", {"prompt"}, answer_pb2.FINISH_REASON_STOP),
         ("models", {"generation"}, answer_pb2.FINISH_REASON_BUDGET),
         ("first token", {"generation"}, answer_pb2.FINISH_REASON_BUDGET),

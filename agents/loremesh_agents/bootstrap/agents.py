@@ -101,8 +101,10 @@ def _knowledge(parts: Parts) -> BuiltAgent:
     stores = parts.stores
     parser = FileParser()
     parts.stack.push_async_callback(parser.close)
-    service = KnowledgeService(stores.graph, stores.vectors, parser, stores.embedder, settings)
+    indexes = {"text": stores.text, **({"vector": stores.vectors} if stores.vectors is not None else {})}
+    service = KnowledgeService(stores.graph, indexes, parser, stores.embedder, settings)
     parts.stack.push_async_callback(service.close)
+    service.start()
     descriptor = knowledge_service_pb2.DESCRIPTOR.services_by_name["KnowledgeService"]
     add = knowledge_service_pb2_grpc.add_KnowledgeServiceServicer_to_server
     return BuiltAgent(

@@ -2,12 +2,14 @@
 
 import importlib.util
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
 from loremesh_agents.adapters.graph.versioned.engine import GraphEngine
+from loremesh_agents.bootstrap.server_urls import parse_server_url
 from loremesh_agents.bootstrap.settings import LanguageModelSettings, StoreSettings
 from loremesh_agents.domain.errors import ConfigurationError
 from loremesh_agents.domain.ranker import Ranker, RankerRefused
@@ -17,6 +19,9 @@ from loremesh_agents.ports.graph import GraphStore
 from loremesh_agents.ports.language_model import LanguageModel
 from loremesh_agents.ports.text import TextIndex
 from loremesh_agents.ports.vectors import VectorIndex
+
+if TYPE_CHECKING:
+    from loremesh_agents.adapters.derived.opensearch import OpenSearchServers
 
 _log = logging.getLogger(__name__)
 
@@ -80,7 +85,7 @@ def _open_neo4j(stores: StoreSettings) -> tuple[GraphStore, TextIndex]:
     address = Address.parse("stores.graph", stores.graph)
     connection = Connection(address, stores.graph_password.get_secret_value())
     store = VersionedGraphStore(Neo4jEngine(connection))
-    return store, Neo4jTextIndex(connection, store)
+    return store, Neo4jTextIndex(connection, store, store)
 
 
 def _open_neo4j_vectors(stores: StoreSettings, graph: GraphStore) -> VectorIndex:
@@ -116,7 +121,7 @@ def open_graph(stores: StoreSettings) -> tuple[GraphStore, TextIndex]:
             from loremesh_agents.adapters.text.sqlite import SqliteTextIndex
 
             sqlite = SqliteGraphStore(_path("stores.graph", url))
-            return sqlite, SqliteTextIndex(sqlite.connections)
+            return sqlite, SqliteTextIndex(sqlite)
         case "memory":
             from loremesh_agents.adapters.graph.memory import MemoryGraphStore
             from loremesh_agents.adapters.text.memory import MemoryTextIndex
@@ -175,12 +180,93 @@ def open_vectors(stores: StoreSettings, graph: GraphStore) -> VectorIndex | None
             from loremesh_agents.adapters.vector.memory import MemoryVectorIndex
 
             return MemoryVectorIndex(graph)
+        case "opensearch+http" | "opensearch+https":
+            _require("stores.vectors", url, ["opensearchpy"], "opensearch")
+            from loremesh_agents.adapters.vector.opensearch import OpenSearchVectorIndex
+
+            user, password = stores.vectors_user, stores.vectors_password.get_secret_value()
+            found = _opensearch("stores.vectors", url, user, password, stores)
+            return OpenSearchVectorIndex(graph, found.servers, found.prefix, settings=found.settings)
+        case "cassandra" | "cassandra+tls" as scheme:
+            _require("stores.vectors", url, ["cassandra"], "cassandra")
+            from loremesh_agents.adapters.derived.cassandra import CassandraServers
+            from loremesh_agents.adapters.vector.cassandra import CassandraVectorIndex
+
+            server = parse_server_url("stores.vectors", url, default_port=9042, words=("datacenter",))
+            if len({port for _, port in server.nodes}) > 1:
+                raise ConfigurationError(f"the setting stores.vectors is {url!r}: all nodes of Cassandra have one port")
+            return CassandraVectorIndex(
+                graph,
+                CassandraServers(
+                    tuple(host for host, _ in server.nodes),
+                    server.nodes[0][1],
+                    server.name,
+                    user=stores.vectors_user,
+                    password=stores.vectors_password.get_secret_value(),
+                    tls=scheme == "cassandra+tls",
+                    ca=_authorities(stores),
+                    datacenter=server.options.get("datacenter", ""),
+                ),
+            )
         case "none":
             return None
         case scheme if scheme in _NEO4J:
             return _open_neo4j_vectors(stores, graph)
         case _:
-            raise _unknown("stores.vectors", url, "faiss:///folder, memory://, bolt:// (the graph's own) and none")
+            raise _unknown(
+                "stores.vectors",
+                url,
+                "faiss:///folder, memory://, bolt:// (the graph's own), opensearch+https://host:port/prefix, cassandra://host:port/keyspace and none",
+            )
+
+
+def open_text(stores: StoreSettings, graph: GraphStore) -> TextIndex | None:
+    """The text index outside the graph store; None where that within it is to serve.
+
+    Raises:
+        ConfigurationError: The URL names nothing that this build has.
+    """
+    url = stores.text
+    match urlsplit(url).scheme or url:
+        case "":
+            return None
+        case "opensearch+http" | "opensearch+https":
+            _require("stores.text", url, ["opensearchpy"], "opensearch")
+            from loremesh_agents.adapters.text.opensearch import OpenSearchTextIndex
+
+            user, password = stores.text_user, stores.text_password.get_secret_value()
+            found = _opensearch("stores.text", url, user, password, stores)
+            return OpenSearchTextIndex(graph, found.servers, found.prefix, settings=found.settings)
+        case _:
+            raise _unknown("stores.text", url, "opensearch+https://host:port/prefix, or nothing for the graph's own")
+
+
+class _OpenSearch(NamedTuple):
+    """An index in OpenSearch: where, and how a new one is made."""
+
+    servers: "OpenSearchServers"
+    prefix: str
+    settings: Mapping[str, int]
+
+
+def _opensearch(setting: str, url: str, user: str, password: str, stores: StoreSettings) -> _OpenSearch:
+    from loremesh_agents.adapters.derived.opensearch import OpenSearchServers
+
+    found = parse_server_url(setting, url, default_port=9200, counts=("shards", "replicas"))
+    protocol = found.scheme.partition("+")[2]
+    nodes = tuple(f"{protocol}://{f'[{host}]' if ':' in host else host}:{port}" for host, port in found.nodes)
+    counts = {f"number_of_{option}": found.count(option) for option in ("shards", "replicas")}
+    return _OpenSearch(
+        OpenSearchServers(nodes, user, password, _authorities(stores)),
+        found.name,
+        {name: count for name, count in counts.items() if count is not None},
+    )
+
+
+def _authorities(stores: StoreSettings) -> Path | None:
+    if stores.ca is not None and not stores.ca.is_file():
+        raise ConfigurationError(f"the setting stores.ca is {str(stores.ca)!r}: there is no such file")
+    return stores.ca
 
 
 def open_embedder(stores: StoreSettings) -> Embedder | None:

@@ -54,7 +54,19 @@ class StoreSettings(_Group):
     graph_password: SecretStr = SecretStr("")
     """Password of the user in `stores.graph`; best as a file in the folder of secrets."""
     vectors: str = ""
-    """Vector index: `faiss:///folder`, `memory://`, or `none`. Default: the graph's own where it has one, `vectors` in the data folder, or in memory with the graph."""
+    """Vector index: `faiss:///folder`, `memory://`, `opensearch+https://host:port/prefix` (or `+http`), `cassandra://host:port/keyspace` (or `cassandra+tls`), or `none`. Default: the graph's own where it has one, `vectors` in the data folder, or in memory with the graph."""
+    vectors_user: str = ""
+    """User of the vector index's server; empty where it asks for none."""
+    vectors_password: SecretStr = SecretStr("")
+    """Password of that user."""
+    text: str = ""
+    """Text index: `opensearch+https://host:port/prefix` (or `+http`). Default: within the graph store."""
+    text_user: str = ""
+    """User of the text index's server; empty where it asks for none."""
+    text_password: SecretStr = SecretStr("")
+    """Password of that user."""
+    ca: Path | None = None
+    """PEM file of the authorities that the certificates of the stores' servers come from. Default: those of the machine."""
     embedder: str = "minilm://"
     """Encoder: `minilm://` (the installed package, else a download), `minilm:///folder`, or `none`."""
     model: str = "extractive://"

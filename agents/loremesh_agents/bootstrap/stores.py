@@ -58,10 +58,14 @@ class Stores:
         """The graph store."""
         return self._graph_and_text[0]
 
-    @property
+    @cached_property
     def text(self) -> TextIndex:
-        """The text index."""
-        return self._graph_and_text[1]
+        """The text index: a server's where one is named, else the graph's own."""
+        text = backends.open_text(self._settings, self.graph)
+        if text is None:
+            return self._graph_and_text[1]
+        self._stack.push_async_callback(text.close)
+        return text
 
     @cached_property
     def embedder(self) -> Embedder | None:

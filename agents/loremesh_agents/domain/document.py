@@ -129,6 +129,11 @@ class PassageWrite:
     spans: "TextSpans"
     vector: NDArray[np.float32] | None = None
 
+    @property
+    def further_terms(self) -> tuple[str, ...]:
+        """Its search terms that are not among its words."""
+        return tuple(sorted(set(self.term_frequencies).difference(self.spans.words)))
+
 
 @dataclass(frozen=True, slots=True)
 class TextSpans:

@@ -2,23 +2,23 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 
 from loremesh_agents.domain.answer import Completion
 from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.document import ANY_OPTIONS, Change, Collection, CollectionOptions, DocumentSummary, Passage
-from loremesh_agents.domain.errors import CollectionNotFound, CollectionRecreated, LoremeshError
+from loremesh_agents.domain.errors import CollectionRecreated
 from loremesh_agents.domain.principal import Principal
 from loremesh_agents.domain.revision import CollectionRevision
 from loremesh_agents.knowledge.ingestion import Ingestion, Progress, Result, Submission
 from loremesh_agents.knowledge.settings import KnowledgeSettings
+from loremesh_agents.knowledge.upkeep import Upkeep
+from loremesh_agents.ports.derived import DerivedIndex
 from loremesh_agents.ports.embedding import Embedder
 from loremesh_agents.ports.graph import GraphStore
 from loremesh_agents.ports.parsing import DocumentParser
-from loremesh_agents.ports.vectors import VectorIndex
 
 _log = logging.getLogger(__name__)
-_MAINTENANCE_SECONDS = 600.0
 _WRITE_SHARE = 0.9
 """Share of the time left that a delete may take: the rest is for the answer that another process was writing all along."""
 
@@ -28,7 +28,7 @@ class KnowledgeService:
 
     Args:
         graph: The truth.
-        vectors: A derived index to keep up; None without an encoder.
+        indexes: The derived indexes to keep up, by the names that logs give them.
         parser: Parses files.
         embedder: Encodes passages; None for none.
         settings: Limits.
@@ -37,22 +37,26 @@ class KnowledgeService:
     def __init__(
         self,
         graph: GraphStore,
-        vectors: VectorIndex | None,
+        indexes: Mapping[str, DerivedIndex],
         parser: DocumentParser,
         embedder: Embedder | None,
         settings: KnowledgeSettings,
     ) -> None:
         self._graph = graph
-        self._vectors = vectors
+        self._indexes = indexes
         self._parser = parser
         self._embedder = embedder
         self._settings = settings
-        self._maintenance: dict[str, asyncio.Task[None]] = {}
+        self._upkeep = Upkeep(indexes)
 
     @property
     def settings(self) -> KnowledgeSettings:
         """Limits."""
         return self._settings
+
+    def start(self) -> None:
+        """Begins to bring the derived indexes up to date, in the background."""
+        self._upkeep.start()
 
     async def ingest(
         self, collection: str, submissions: AsyncIterator[Submission], *, options: CollectionOptions = ANY_OPTIONS
@@ -61,28 +65,40 @@ class KnowledgeService:
         ingestion = Ingestion(collection, self._graph, self._parser, self._embedder, self._settings, options=options)
         try:
             async for event in ingestion.run(submissions):
+                if isinstance(event, Progress):
+                    self._upkeep.written(collection)
                 yield event
         finally:
-            self._maintain(collection)
+            # Also where the caller has left between a commit and its report.
+            self._upkeep.written(collection)
 
     async def delete_documents(
         self, collection: str, document_ids: Sequence[str], *, deadline: Deadline
     ) -> tuple[CollectionRevision, int]:
         """Deletes documents; gives the state in which they are gone, and how many there were."""
-        return await self._graph.delete_documents(collection, document_ids, deadline=self._to_write(deadline))
+        try:
+            return await self._graph.delete_documents(collection, document_ids, deadline=self._to_write(deadline))
+        finally:
+            # Also where it is not known whether it was done.
+            self._upkeep.written(collection)
 
     async def delete_collection(self, collection: str, *, deadline: Deadline) -> bool:
         """Deletes a collection; gives whether it was there."""
         deleted = await self._graph.delete_collection(collection, deadline=self._to_write(deadline))
-        if self._vectors is not None:
-            await self._vectors.drop(collection, deadline=deadline)
+        # What fails here is found again at the next start, and is in nobody's way until then.
+        dropped = [index.drop(collection, deadline=deadline) for index in self._indexes.values()]
+        for problem in await asyncio.gather(*dropped, return_exceptions=True):
+            if isinstance(problem, Exception):
+                _log.warning("an index of the deleted collection %s is not removed yet: %s", collection, problem)
         return deleted
 
     async def rebuild(self, collection: str, *, deadline: Deadline) -> CollectionRevision:
-        """Builds the derived indexes again; gives the state that they have reached."""
-        if self._vectors is None:
-            return await self._graph.revision(collection, deadline=deadline)
-        return await self._vectors.rebuild(collection, deadline=deadline)
+        """Builds the derived indexes again; gives the state that all of them have reached."""
+        current = await self._graph.revision(collection, deadline=deadline)
+        reached = [await index.rebuild(collection, deadline=deadline) for index in self._indexes.values()]
+        # Where an index of another format was made anew, the other collections have to come back as well.
+        self._upkeep.start()
+        return min([current, *reached], key=lambda state: state.revision)
 
     async def document(
         self,
@@ -159,25 +175,6 @@ class KnowledgeService:
     def _to_write(self, deadline: Deadline) -> Deadline:
         return deadline.fraction(_WRITE_SHARE).shrink(cap=self._settings.write_budget)
 
-    def _maintain(self, collection: str) -> None:
-        """Brings the stored index up to date in the background; one such task a collection."""
-        running = self._maintenance.get(collection)
-        if self._vectors is None or (running is not None and not running.done()):
-            return
-        self._maintenance[collection] = asyncio.create_task(self._maintain_now(self._vectors, collection))
-
-    async def _maintain_now(self, vectors: VectorIndex, collection: str) -> None:
-        try:
-            await vectors.maintain(collection, deadline=Deadline.after(_MAINTENANCE_SECONDS))
-        except CollectionNotFound:
-            # Nothing was stored, or it has been deleted meanwhile.
-            return
-        except LoremeshError as error:
-            _log.warning("the vector index of %s is not brought up to date: %s", collection, error)
-
     async def close(self) -> None:
         """Ends what runs in the background."""
-        tasks = list(self._maintenance.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._upkeep.close()

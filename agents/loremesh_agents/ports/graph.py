@@ -47,6 +47,40 @@ class VectorChanges:
     more: bool
 
 
+@dataclass(frozen=True, slots=True)
+class PassageWords:
+    """What a text index knows of a passage.
+
+    Attributes:
+        ref: Its handle.
+        words: The normalised words of its text in order, separated by spaces.
+        further_words: Its search terms that are not among these, each once and separated by spaces, in any order.
+    """
+
+    ref: PassageRef
+    words: str
+    further_words: str
+
+
+@dataclass(frozen=True, slots=True)
+class TextChanges:
+    """What a derived text index must apply to get from one revision to another.
+
+    Attributes:
+        collection_uid: The collection that the revisions are of.
+        revision: Revision that the index has reached once it has applied this.
+        removed: Passages that are gone (or were never seen: no error).
+        added: Passages with their words.
+        more: Whether the collection has further changes, to be read after `revision`.
+    """
+
+    collection_uid: str
+    revision: int
+    removed: tuple[PassageRef, ...]
+    added: tuple[PassageWords, ...]
+    more: bool
+
+
 class GraphSnapshot(Protocol):
     """One state of some collections, as one principal may see it through one filter.
 
@@ -231,6 +265,12 @@ class GraphStore(Protocol):
         self, collection: str, *, after_revision: int, limit: int, deadline: Deadline
     ) -> VectorChanges:
         """What a vector index that is at a revision must apply next; in whole revisions, about `limit` passages."""
+        ...
+
+    async def text_changes(
+        self, collection: str, *, after_revision: int, limit: int, deadline: Deadline
+    ) -> TextChanges:
+        """What a text index that is at a revision must apply next; in whole revisions, about `limit` passages."""
         ...
 
     def snapshot(

@@ -6,9 +6,10 @@ from typing import Protocol
 from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.retrieval import PassageRef
 from loremesh_agents.domain.revision import CollectionRevision
+from loremesh_agents.ports.derived import DerivedIndex
 
 
-class TextIndex(Protocol):
+class TextIndex(DerivedIndex, Protocol):
     """Derived from the graph store. What it proposes is scored again from stored term frequencies."""
 
     async def search(
@@ -22,5 +23,9 @@ class TextIndex(Protocol):
             revisions: States that the results must include.
             limit: Most passages.
             deadline: When the answer is of no more use.
+
+        Raises:
+            BackendUnavailable: It cannot be searched now.
+            BudgetExhausted: The deadline passed, or it did not reach the states in time.
         """
         ...

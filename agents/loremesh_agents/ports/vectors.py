@@ -8,9 +8,10 @@ from numpy.typing import NDArray
 from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.retrieval import PassageRef
 from loremesh_agents.domain.revision import CollectionRevision
+from loremesh_agents.ports.derived import DerivedIndex
 
 
-class VectorIndex(Protocol):
+class VectorIndex(DerivedIndex, Protocol):
     """Derived from the graph store. What it proposes is scored again from stored vectors, so it may be approximate."""
 
     async def search(
@@ -18,23 +19,11 @@ class VectorIndex(Protocol):
     ) -> tuple[PassageRef, ...]:
         """Passages near a unit vector of shape (dimension,), the nearest first.
 
-        The index first catches up with the given states where it is behind. Passages that were deleted since may be among
-        the results; the graph store drops them.
+        An index that is behind the given states catches up first, or waits until it is kept up; of a collection that is gone it proposes
+        nothing. Passages that were deleted since may be among the results; the graph store drops them.
+
+        Raises:
+            BackendUnavailable: It cannot be searched now, or holds vectors that this one cannot be compared with.
+            BudgetExhausted: The deadline passed, or it did not reach the states in time.
         """
-        ...
-
-    async def rebuild(self, collection: str, *, deadline: Deadline) -> CollectionRevision:
-        """Builds the collection's index again from the graph; gives the state reached. Only the knowledge agent calls it."""
-        ...
-
-    async def maintain(self, collection: str, *, deadline: Deadline) -> CollectionRevision:
-        """Brings what is stored of the index up to date where that is worth it. Only the knowledge agent calls it, after writes."""
-        ...
-
-    async def drop(self, collection: str, *, deadline: Deadline) -> None:
-        """Removes what is stored of a deleted collection's index. Only the knowledge agent calls it."""
-        ...
-
-    async def close(self) -> None:
-        """Frees what the index holds."""
         ...

@@ -314,16 +314,21 @@ class _Search:
     async def _matching(
         self, frequencies: Mapping[str, int], snapshot: GraphSnapshot, deadline: Deadline
     ) -> tuple[PassageRef, ...]:
-        """The best readable passages that share words with the question."""
+        """The best readable passages that share words with the question; none where the index is late or down."""
+        share = deadline.fraction(self._service.settings.text_share)
+
+        async def propose(limit: int) -> tuple[PassageRef, ...]:
+            try:
+                async with asyncio.timeout(share.remaining()):
+                    return await self._service.matching(frequencies, snapshot, share, limit)
+            except (BudgetExhausted, TimeoutError):
+                self._leave_out("text", DegradationReason.BUDGET, "Text search took more than its share of the time.")
+            except BackendUnavailable as error:
+                self._leave_out("text", DegradationReason.UNAVAILABLE, error.message)
+            return ()
+
         limit = self._most(self._service.settings.text_candidates)
-        proposed = await self._service.matching(frequencies, snapshot, deadline, limit)
-        return await _readable(
-            proposed,
-            limit,
-            lambda more: self._service.matching(frequencies, snapshot, deadline, more),
-            snapshot,
-            deadline,
-        )
+        return await _readable(await propose(limit), limit, propose, snapshot, deadline)
 
     async def _readable_near(
         self,
@@ -333,10 +338,22 @@ class _Search:
         deadline: Deadline,
     ) -> tuple[PassageRef, ...]:
         """The best readable passages near the question."""
+        share = deadline.fraction(self._service.settings.vector_share)
+
+        async def propose(limit: int) -> tuple[PassageRef, ...]:
+            try:
+                async with asyncio.timeout(share.remaining()):
+                    return await self._service.near(vector, snapshot, share, limit)
+            except (BudgetExhausted, TimeoutError):
+                self._leave_out(
+                    "vectors", DegradationReason.BUDGET, "There was no time to look behind hidden passages."
+                )
+            except BackendUnavailable as error:
+                self._leave_out("vectors", DegradationReason.UNAVAILABLE, error.message)
+            return ()
+
         limit = self._most(self._service.settings.vector_candidates)
-        return await _readable(
-            proposed, limit, lambda more: self._service.near(vector, snapshot, deadline, more), snapshot, deadline
-        )
+        return await _readable(proposed, limit, propose, snapshot, deadline)
 
     def _most(self, candidates: int) -> int:
         """How many passages an index is asked for: what the graph reaches from the best of them matters more than the others."""

@@ -18,6 +18,8 @@ class RetrieverSettings(BaseModel):
     """Passages followed from an entity whose name they bear."""
     vector_share: float = Field(default=0.5, gt=0, le=1)
     """Share of the time left that encoding the question and searching vectors may use."""
+    text_share: float = Field(default=0.5, gt=0, le=1)
+    """Share of the time left that searching text may use."""
     expansion_reserve: float = Field(default=0.01, ge=0)
     """Time that must be left for another round through the graph."""
     ranker: str = ""

@@ -9,6 +9,8 @@ from tests.engines.servers.process import ServerProcess, accepts, free_port
 DATACENTER = "datacenter1"
 """What SimpleSnitch calls the only one."""
 
+_SERVES = b"Starting listening for CQL clients"
+_USERS_READY = b"Created default superuser role"
 _CONFIGURATION = """\
 cluster_name: loremesh
 num_tokens: 4
@@ -29,8 +31,8 @@ cdc_raw_directory: {folder}/cdc_raw
 commitlog_sync: periodic
 commitlog_sync_period: 10000ms
 commitlog_segment_size: 8MiB
-authenticator: AllowAllAuthenticator
-authorizer: AllowAllAuthorizer
+authenticator: {authenticator}
+authorizer: {authorizer}
 auto_snapshot: false
 sstable: {{selected_format: bti}}
 memtable: {{configurations: {{trie: {{class_name: TrieMemtable}}, default: {{inherits: trie}}}}}}
@@ -72,6 +74,7 @@ class Cassandra:
         port: Of CQL, 0 for a free one; the same on all nodes of a cluster.
         storage_port: Between nodes, 0 for a free one; the same on all nodes of a cluster.
         heap: Of the JVM.
+        authentication: Whether users must log in; the first one is `cassandra` with the password `cassandra`.
     """
 
     def __init__(
@@ -83,6 +86,7 @@ class Cassandra:
         port: int = 0,
         storage_port: int = 0,
         heap: str = "512m",
+        authentication: bool = False,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
@@ -97,7 +101,11 @@ class Cassandra:
             storage_port=self.storage_port,
             tls_port=free_port(address),
             folder=folder,
+            authenticator="PasswordAuthenticator" if authentication else "AllowAllAuthenticator",
+            authorizer="CassandraAuthorizer" if authentication else "AllowAllAuthorizer",
         )
+        # The first user is made some seconds after the first start, and is there at every later one.
+        self._awaited = [_SERVES, _USERS_READY] if authentication else [_SERVES]
         (folder / "cassandra.yaml").write_text(configuration, encoding="utf-8")
         (folder / "logback.xml").write_text(_LOGS, encoding="utf-8")
         self._process = self._start()
@@ -116,13 +124,14 @@ class Cassandra:
             *("-Dcassandra-foreground=yes", "-Dcassandra.ring_delay_ms=5000"),
         )
         log = self._folder / "server.log"
+        awaited, self._awaited = self._awaited, [_SERVES]
         before = log.stat().st_size if log.exists() else 0
 
         def ready() -> bool:
             with log.open("rb") as output:
                 output.seek(before)
-                said = b"Starting listening for CQL clients" in output.read()
-            return said and accepts(self.port, self.address)
+                said = output.read()
+            return all(text in said for text in awaited) and accepts(self.port, self.address)
 
         command = java(libraries, "org.apache.cassandra.service.CassandraDaemon", heap=self._heap, options=options)
         return ServerProcess(command, self._folder, ready)

@@ -55,12 +55,16 @@ class ServerProcess:
                 start_new_session=True,
             )
         end = time.monotonic() + seconds
-        while not ready():
-            if self._process.poll() is not None or time.monotonic() > end:
-                self.kill()
-                tail = self._log.read_text(encoding="utf-8", errors="replace")[-4000:]
-                raise RuntimeError(f"{command[0]} in {folder} does not serve:\n{tail}")
-            time.sleep(0.1)  # the server says nowhere that it is ready
+        try:
+            while not ready():
+                if self._process.poll() is not None or time.monotonic() > end:
+                    tail = self._log.read_text(encoding="utf-8", errors="replace")[-4000:]
+                    raise RuntimeError(f"{command[0]} in {folder} does not serve:\n{tail}")
+                time.sleep(0.1)  # the server says nowhere that it is ready
+        except BaseException:
+            # Also where a test's time is over: nobody else knows of it yet.
+            self.kill()
+            raise
 
     def signal(self, number: signal.Signals) -> None:
         """Sends a signal to the whole group."""

@@ -21,7 +21,7 @@ from loremesh_agents.domain.evidence import EdgeKind, Evidence
 from loremesh_agents.domain.lexicon import search_terms
 from loremesh_agents.domain.principal import ANONYMOUS, Principal
 from loremesh_agents.domain.ranker import SIGNALS
-from loremesh_agents.domain.retrieval import Profile, RetrievalRequest
+from loremesh_agents.domain.retrieval import PassageRef, Profile, RetrievalRequest
 from loremesh_agents.ports.embedding import Embedder
 from loremesh_agents.retriever.service import RetrieverService
 from loremesh_agents.retriever.settings import RetrieverSettings
@@ -89,7 +89,7 @@ def service(
     **settings: float,
 ) -> RetrieverService:
     changed = RetrieverSettings.model_validate(settings)
-    return RetrieverService(store, SqliteTextIndex(store.connections), vectors, embedder, changed)
+    return RetrieverService(store, SqliteTextIndex(store), vectors, embedder, changed)
 
 
 async def found(
@@ -235,7 +235,7 @@ async def test_a_ranker_is_asked_for_its_opinion_but_for_the_fast_profile(store:
         asked.append(signals.shape)
         return np.array([0.0] * (len(signals) - 1) + [1.0])
 
-    text = SqliteTextIndex(store.connections)
+    text = SqliteTextIndex(store)
     ranked = RetrieverService(store, text, None, None, RetrieverSettings(), relevance=relevance)
     fast, _ = await found(ranked, replace(ASKED, profile=Profile.FAST))
     assert not asked
@@ -327,3 +327,67 @@ async def test_a_question_that_is_given_up_while_others_are_asked_leaves_the_sto
     assert all(isinstance(result, tuple) for result in results[1::2])
     evidence, _ = await found(retriever, ASKED)
     assert evidence
+
+
+class DownText(SqliteTextIndex):
+    """A text index whose server is down."""
+
+    async def search(self, *_: object, **__: object) -> tuple[PassageRef, ...]:
+        raise BackendUnavailable("text")
+
+
+class LateText(SqliteTextIndex):
+    """A text index that never answers."""
+
+    async def search(self, *_: object, **__: object) -> tuple[PassageRef, ...]:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+class BehindText(SqliteTextIndex):
+    """A text index that has not reached the state in time."""
+
+    async def search(self, *_: object, **__: object) -> tuple[PassageRef, ...]:
+        raise BudgetExhausted("text", "waiting")
+
+
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [
+        (DownText, DegradationReason.UNAVAILABLE),
+        (LateText, DegradationReason.BUDGET),
+        (BehindText, DegradationReason.BUDGET),
+    ],
+)
+async def test_without_text_the_graph_and_the_vectors_still_answer(
+    store: SqliteGraphStore, vectors: FaissVectorIndex, broken: type[SqliteTextIndex], reason: DegradationReason
+) -> None:
+    await put_with_vectors(store)
+    settings = RetrieverSettings(text_share=0.1)
+    retriever = RetrieverService(store, broken(store), vectors, WordEmbedder(), settings)
+    evidence, completion = await found(retriever, ASKED)
+    assert "acme" in documents(evidence)
+    assert reasons(completion) == [("text", reason)]
+
+
+async def test_vectors_that_fail_when_more_are_asked_for_do_not_fail_the_question(
+    store: SqliteGraphStore, vectors: FaissVectorIndex
+) -> None:
+    class OnceVectors(FaissVectorIndex):
+        async def search(self, vector: NDArray[np.float32], **options: object) -> tuple[PassageRef, ...]:
+            if options["limit"] != 1:
+                raise BackendUnavailable("vectors")
+            return await super().search(vector, **options)
+
+    await put_with_vectors(store)
+    secret = [
+        replace(entry, passages=tuple(replace(passage, vector=vector) for passage in entry.passages))
+        for entry in writes(document("secret", "", ASKED.question, readers=frozenset({"board"})))
+        for vector in await WordEmbedder().embed([ASKED.question], deadline=soon())
+    ]
+    await store.write("docs", secret, embedding_model=WordEmbedder.model, deadline=soon())
+    once = OnceVectors(store, vectors._folder)
+    evidence, completion = await found(service(store, once, WordEmbedder(), vector_candidates=1), ASKED)
+    assert "acme" in documents(evidence)
+    assert reasons(completion) == [("vectors", DegradationReason.UNAVAILABLE)]
+    await once.close()

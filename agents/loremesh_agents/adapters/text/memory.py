@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 
+from loremesh_agents.adapters.derived.embedded import EmbeddedIndex
 from loremesh_agents.adapters.graph.memory import MemoryGraphStore
 from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.errors import BudgetExhausted
@@ -12,7 +13,7 @@ from loremesh_agents.domain.revision import CollectionRevision
 _SATURATION = 1.2
 
 
-class MemoryTextIndex:
+class MemoryTextIndex(EmbeddedIndex):
     """See `ports.text.TextIndex`. Never behind: it reads the graph's own states.
 
     Args:
@@ -20,6 +21,7 @@ class MemoryTextIndex:
     """
 
     def __init__(self, graph: MemoryGraphStore) -> None:
+        super().__init__(graph)
         self._graph = graph
 
     async def search(

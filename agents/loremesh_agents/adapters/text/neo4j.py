@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from loremesh_agents.adapters.derived.embedded import EmbeddedIndex
 from loremesh_agents.adapters.graph.neo4j import statements
 from loremesh_agents.adapters.graph.neo4j.candidates import NewestState, there
 from loremesh_agents.adapters.graph.neo4j.connection import Connection
@@ -10,20 +11,23 @@ from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.errors import BudgetExhausted
 from loremesh_agents.domain.retrieval import PassageRef
 from loremesh_agents.domain.revision import CollectionRevision
+from loremesh_agents.ports.graph import GraphStore
 
 _WIDENED = 4
 _MOST = 5_000
 
 
-class Neo4jTextIndex:
+class Neo4jTextIndex(EmbeddedIndex):
     """See `ports.text.TextIndex`. Never behind: the index changes in the transactions that change the graph.
 
     Args:
         connection: Of the graph's engine, which closes it.
+        graph: Whose passages these are.
         state: Of the graph store.
     """
 
-    def __init__(self, connection: Connection, state: NewestState) -> None:
+    def __init__(self, connection: Connection, graph: GraphStore, state: NewestState) -> None:
+        super().__init__(graph)
         self._connection = connection
         self._state = state
 

@@ -4,6 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping
 
+from loremesh_agents.adapters.derived.embedded import EmbeddedIndex
 from loremesh_agents.adapters.graph.versioned import VersionedGraphStore
 from loremesh_agents.adapters.text.rarest import rarest
 from loremesh_agents.domain.deadline import Deadline
@@ -15,7 +16,7 @@ _LIKELY_PASSAGES = 1_000_000
 """What a term's rarity is judged against; only the order of the candidates depends on it."""
 
 
-class PostingsTextIndex:
+class PostingsTextIndex(EmbeddedIndex):
     """See `ports.text.TextIndex`. Never behind: postings are written with the passages.
 
     Args:
@@ -23,6 +24,7 @@ class PostingsTextIndex:
     """
 
     def __init__(self, graph: VersionedGraphStore) -> None:
+        super().__init__(graph)
         self._graph = graph
 
     async def search(

@@ -3,7 +3,8 @@
 import sqlite3
 from collections.abc import Mapping
 
-from loremesh_agents.adapters.graph.sqlite.connection import Connections
+from loremesh_agents.adapters.derived.embedded import EmbeddedIndex
+from loremesh_agents.adapters.graph.sqlite import SqliteGraphStore
 from loremesh_agents.adapters.graph.sqlite.schema import full_text_table
 from loremesh_agents.adapters.text.rarest import rarest
 from loremesh_agents.domain.deadline import Deadline
@@ -11,15 +12,16 @@ from loremesh_agents.domain.retrieval import PassageRef
 from loremesh_agents.domain.revision import CollectionRevision
 
 
-class SqliteTextIndex:
+class SqliteTextIndex(EmbeddedIndex):
     """See `ports.text.TextIndex`. Never behind: the tables change in the graph's own transactions.
 
     Args:
-        connections: Of the graph store.
+        graph: Whose passages to search.
     """
 
-    def __init__(self, connections: Connections) -> None:
-        self._connections = connections
+    def __init__(self, graph: SqliteGraphStore) -> None:
+        super().__init__(graph)
+        self._connections = graph.connections
 
     async def search(
         self, terms: Mapping[str, int], *, revisions: tuple[CollectionRevision, ...], limit: int, deadline: Deadline

@@ -261,6 +261,9 @@ class FaissVectorIndex:
         self._open.pop(collection, None)
         await self._run(self._forget, collection, deadline=deadline)
 
+    async def recover(self, *, deadline: Deadline) -> None:
+        """See the port. Each process catches up by itself when it searches."""
+
     async def close(self) -> None:
         """See the port."""
         self._threads.shutdown(wait=False, cancel_futures=True)

@@ -65,6 +65,9 @@ class MemoryVectorIndex:
         del deadline
         self._collections.pop(collection, None)
 
+    async def recover(self, *, deadline: Deadline) -> None:
+        """See the port. Each process catches up by itself when it searches."""
+
     async def close(self) -> None:
         """See the port."""
         self._collections.clear()

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from loremesh_agents.adapters.derived.embedded import EmbeddedIndex
 from loremesh_agents.adapters.graph.neo4j import statements
 from loremesh_agents.adapters.graph.neo4j.candidates import NewestState, there
 from loremesh_agents.adapters.graph.neo4j.connection import Connection
@@ -21,7 +22,7 @@ _MOST_PROPOSED = 5_000
 _MOST_COMPARED = 20_000
 
 
-class Neo4jVectorIndex:
+class Neo4jVectorIndex(EmbeddedIndex):
     """See `ports.vectors.VectorIndex`. Never behind: the index changes in the transactions that change the graph.
 
     The index is one for all collections. Where too few of what it proposes belong to those asked, as with a small collection beside large ones,
@@ -35,7 +36,7 @@ class Neo4jVectorIndex:
 
     def __init__(self, connection: Connection, graph: GraphStore, state: NewestState) -> None:
         self._connection = connection
-        self._graph = graph
+        super().__init__(graph)
         self._state = state
 
     async def search(
@@ -88,17 +89,3 @@ class Neo4jVectorIndex:
             )
             if rows:
                 require_comparable(vector, rows[0][0], revision.collection)
-
-    async def rebuild(self, collection: str, *, deadline: Deadline) -> CollectionRevision:
-        """See the port. The database keeps the index; there is nothing to build."""
-        return await self._graph.revision(collection, deadline=deadline)
-
-    async def maintain(self, collection: str, *, deadline: Deadline) -> CollectionRevision:
-        """See the port. The database keeps the index; there is nothing to bring up to date."""
-        return await self._graph.revision(collection, deadline=deadline)
-
-    async def drop(self, collection: str, *, deadline: Deadline) -> None:
-        """See the port. What is removed from the graph is removed from the index with it."""
-
-    async def close(self) -> None:
-        """See the port. The graph's engine closes the connection."""

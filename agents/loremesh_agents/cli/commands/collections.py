@@ -14,11 +14,13 @@ from loremesh_agents.cli.session import connected, plain_errors, read_settings, 
 from loremesh_agents.domain.deadline import Deadline
 
 _SECONDS = 30.0
+_REBUILDING_SECONDS = 6 * 3600.0
 
 
 @click.command("collections")
 @click.argument("name", required=False)
 @click.option("--delete", is_flag=True, help="Delete the collection NAME with all that is in it.")
+@click.option("--rebuild", is_flag=True, help="Build the text and vector indexes of the collection NAME anew.")
 @click.option("--yes", is_flag=True, help="Do not ask before deleting.")
 @click.option("--json", "as_json", is_flag=True, help="Print one collection a line, as JSON.")
 @click.option("--address", help="A knowledge agent, as in 127.0.0.1:50055. Default: serve it here.")
@@ -26,6 +28,7 @@ _SECONDS = 30.0
 def command(
     name: str | None,
     delete: bool,
+    rebuild: bool,
     yes: bool,
     as_json: bool,
     address: str | None,
@@ -35,6 +38,10 @@ def command(
     """List all collections, or show NAME."""
     with plain_errors():
         settings = read_settings(config, data).settings
+    if rebuild:
+        if name is None or delete:
+            raise click.UsageError("--rebuild needs the NAME of a collection, and no --delete.")
+        return run(_rebuild(name, settings, address))
     if delete:
         if name is None:
             raise click.UsageError("--delete needs the NAME of a collection.")
@@ -85,4 +92,13 @@ async def _delete(name: str, settings: Settings, address: str | None) -> int:
         request = pb.DeleteCollectionRequest(collection=name)
         response = await peer.unary(stub.DeleteCollection, request, Deadline.after(_SECONDS))
     click.echo(f"{name} is deleted." if response.deleted else f"There was no collection {name}.")
+    return 0
+
+
+async def _rebuild(name: str, settings: Settings, address: str | None) -> int:
+    async with connected("knowledge", address, settings, ("knowledge",)) as (channel, peer):
+        stub: pb_grpc.KnowledgeServiceAsyncStub = pb_grpc.KnowledgeServiceStub(channel)
+        request = pb.RebuildIndexesRequest(collection=name)
+        response = await peer.unary(stub.RebuildIndexes, request, Deadline.after(_REBUILDING_SECONDS))
+    click.echo(f"The indexes of {name} are built anew, up to revision {response.revision.revision}.")
     return 0

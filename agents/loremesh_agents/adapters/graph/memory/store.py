@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 import numpy as np
 
 from loremesh_agents.adapters.graph.memory.snapshot import MemorySnapshot, may_read, require_time
-from loremesh_agents.adapters.graph.memory.state import CollectionState
+from loremesh_agents.adapters.graph.memory.state import CollectionState, StoredPassage
 from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.document import (
     ANY_OPTIONS,
@@ -37,7 +37,7 @@ from loremesh_agents.domain.filter import MetadataFilter
 from loremesh_agents.domain.principal import Principal
 from loremesh_agents.domain.retrieval import PassageRef
 from loremesh_agents.domain.revision import CollectionRevision, Consistency
-from loremesh_agents.ports.graph import VectorChanges
+from loremesh_agents.ports.graph import PassageWords, TextChanges, VectorChanges
 
 _BACKEND = "memory"
 _ANSWER_TIME = 0.04
@@ -164,15 +164,8 @@ class MemoryGraphStore:
         """See the port."""
         self._require_open(deadline)
         state = self._state(collection)
-        written = sorted(stored.revision for stored in state.documents.values() for _ in stored.passages)
-        last = _page_end([revision for revision in written if revision > after_revision], limit, state.revision)
-        fresh = {
-            passage.ref: passage.content.vector
-            for stored in state.documents.values()
-            if after_revision < stored.revision <= last
-            for passage in stored.passages
-            if passage.content.vector is not None
-        }
+        last, passages = _page(state, after_revision, limit)
+        fresh = {passage.ref: passage.content.vector for passage in passages if passage.content.vector is not None}
         added = sorted(fresh)
         return VectorChanges(
             collection_uid=state.uid,
@@ -180,6 +173,26 @@ class MemoryGraphStore:
             removed=tuple(ref for revision, ref in state.removed if after_revision < revision <= last),
             added=tuple(added),
             vectors=np.stack([fresh[ref] for ref in added]) if added else np.zeros((0, 0), dtype=np.float32),
+            more=last < state.revision,
+        )
+
+    async def text_changes(
+        self, collection: str, *, after_revision: int, limit: int, deadline: Deadline
+    ) -> TextChanges:
+        """See the port."""
+        self._require_open(deadline)
+        state = self._state(collection)
+        last, passages = _page(state, after_revision, limit)
+        return TextChanges(
+            collection_uid=state.uid,
+            revision=last,
+            removed=tuple(ref for revision, ref in state.removed if after_revision < revision <= last),
+            added=tuple(
+                PassageWords(
+                    passage.ref, " ".join(passage.content.spans.words), " ".join(passage.content.further_terms)
+                )
+                for passage in passages
+            ),
             more=last < state.revision,
         )
 
@@ -302,6 +315,18 @@ def _written(
     handles = list(itertools.islice(refs, len(write.passages)))
     state = state.with_document(write, handles, revision=revision, time=time)
     return state, WriteResult(name, outcome, revision, len(write.passages), version)
+
+
+def _page(state: CollectionState, after_revision: int, limit: int) -> tuple[int, list[StoredPassage]]:
+    """The revision that the next page of a derived index ends with, and the passages that it adds."""
+    written = sorted(stored.revision for stored in state.documents.values() for _ in stored.passages)
+    last = _page_end([revision for revision in written if revision > after_revision], limit, state.revision)
+    return last, [
+        passage
+        for stored in state.documents.values()
+        if after_revision < stored.revision <= last
+        for passage in stored.passages
+    ]
 
 
 def _page_end(revisions: Sequence[int], limit: int, newest: int) -> int:

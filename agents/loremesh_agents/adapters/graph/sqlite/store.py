@@ -5,6 +5,7 @@ import json
 import sqlite3
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ from loremesh_agents.domain.filter import EVERYTHING, MetadataFilter
 from loremesh_agents.domain.principal import Principal
 from loremesh_agents.domain.retrieval import PassageRef
 from loremesh_agents.domain.revision import CollectionRevision, Consistency
-from loremesh_agents.ports.graph import VectorChanges
+from loremesh_agents.ports.graph import PassageWords, TextChanges, VectorChanges
 
 _POLL_INTERVAL = 0.02
 _WATCH_DEADLINE = 10.0
@@ -49,6 +50,16 @@ _SUMMARY = (
     "SELECT d.document_id, d.title, d.uri, d.source_version, d.content_hash, d.media_type, d.passage_count, d.revision,"
     " d.update_time, d.id FROM document d"
 )
+
+
+@dataclass(frozen=True, slots=True)
+class _PassagePage:
+    """What a derived index must apply next, as rows of the database."""
+
+    newest: CollectionRevision
+    last: int
+    rows: Sequence[tuple[Any, ...]]
+    removed: tuple[PassageRef, ...]
 
 
 class SqliteGraphStore:
@@ -226,8 +237,52 @@ class SqliteGraphStore:
         self, collection: str, *, after_revision: int, limit: int, deadline: Deadline
     ) -> VectorChanges:
         """See the port."""
+        page = await self._passage_page(
+            collection,
+            "SELECT p.id, v.vector FROM document d JOIN passage p ON p.document = d.id JOIN vector v ON v.passage = p.id",
+            after_revision=after_revision,
+            limit=limit,
+            deadline=deadline,
+        )
+        vectors = np.zeros((0, 0), dtype=np.float32)
+        if page.rows:
+            joined = np.frombuffer(b"".join(vector for _, vector in page.rows), dtype="<f4")
+            vectors = joined.reshape(len(page.rows), -1).astype(np.float32)
+        return VectorChanges(
+            collection_uid=page.newest.collection_uid,
+            revision=page.last,
+            removed=page.removed,
+            added=tuple(PassageRef(ref) for ref, _ in page.rows),
+            vectors=vectors,
+            more=page.last < page.newest.revision,
+        )
 
-        def work(connection: sqlite3.Connection) -> VectorChanges:
+    async def text_changes(
+        self, collection: str, *, after_revision: int, limit: int, deadline: Deadline
+    ) -> TextChanges:
+        """See the port."""
+        page = await self._passage_page(
+            collection,
+            "SELECT p.id, t.words, t.extra_terms FROM document d JOIN passage p ON p.document = d.id"
+            " JOIN passage_text t ON t.passage = p.id",
+            after_revision=after_revision,
+            limit=limit,
+            deadline=deadline,
+        )
+        return TextChanges(
+            collection_uid=page.newest.collection_uid,
+            revision=page.last,
+            removed=page.removed,
+            added=tuple(PassageWords(PassageRef(ref), words, further) for ref, words, further in page.rows),
+            more=page.last < page.newest.revision,
+        )
+
+    async def _passage_page(
+        self, collection: str, selection: str, *, after_revision: int, limit: int, deadline: Deadline
+    ) -> "_PassagePage":
+        """The next page of a derived index: what `selection` gives of the passages added, and those removed."""
+
+        def work(connection: sqlite3.Connection) -> _PassagePage:
             connection.execute("BEGIN")
             try:
                 row_id, newest = _resolve(connection, collection)
@@ -240,8 +295,7 @@ class SqliteGraphStore:
                 if len(revisions) > limit:
                     last = _whole_revision([revision for (revision,) in revisions])
                 rows = connection.execute(
-                    "SELECT p.id, v.vector FROM document d JOIN passage p ON p.document = d.id JOIN vector v ON v.passage = p.id"
-                    " WHERE d.collection = ? AND d.revision > ? AND d.revision <= ? ORDER BY p.id",
+                    f"{selection} WHERE d.collection = ? AND d.revision > ? AND d.revision <= ? ORDER BY p.id",
                     (row_id, after_revision, last),
                 ).fetchall()
                 removed = connection.execute(
@@ -250,18 +304,7 @@ class SqliteGraphStore:
                 ).fetchall()
             finally:
                 connection.execute("ROLLBACK")
-            vectors = np.zeros((0, 0), dtype=np.float32)
-            if rows:
-                joined = np.frombuffer(b"".join(vector for _, vector in rows), dtype="<f4")
-                vectors = joined.reshape(len(rows), -1).astype(np.float32)
-            return VectorChanges(
-                collection_uid=newest.collection_uid,
-                revision=last,
-                removed=tuple(PassageRef(ref) for (ref,) in removed),
-                added=tuple(PassageRef(ref) for ref, _ in rows),
-                vectors=vectors,
-                more=last < newest.revision,
-            )
+            return _PassagePage(newest, last, rows, tuple(PassageRef(ref) for (ref,) in removed))
 
         async with self._connections.reader(deadline) as connection:
             return await self._connections.read(connection, work, deadline)

@@ -412,8 +412,7 @@ def _target(link: Link) -> tuple[str, str]:
 
 def _searched(write: PassageWrite) -> tuple[str, str, str]:
     """What the full-text table holds of a passage: its words, further search terms, words that single-word titles match."""
-    extra = set(write.term_frequencies).difference(write.spans.words)
-    return " ".join(write.spans.words), " ".join(extra), " ".join(write.spans.names)
+    return " ".join(write.spans.words), " ".join(write.further_terms), " ".join(write.spans.names)
 
 
 def _load(connection: sqlite3.Connection, name: str) -> _Collection | None:

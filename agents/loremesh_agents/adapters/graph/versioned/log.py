@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from loremesh_agents.adapters.graph.versioned.cells import View, newest
-from loremesh_agents.adapters.graph.versioned.engine import Access, GraphEngine
+from loremesh_agents.adapters.graph.versioned.engine import Access, GraphEngine, Value
 from loremesh_agents.adapters.graph.versioned.identifiers import change_id, document_vertex, first_ref, refs_of
 from loremesh_agents.adapters.graph.versioned.states import ChangeRecord, CollectionState, DocumentState, moment
 from loremesh_agents.domain.deadline import Deadline
@@ -14,11 +14,11 @@ from loremesh_agents.domain.document import Change
 from loremesh_agents.domain.graph_schema import VertexLabel
 from loremesh_agents.domain.retrieval import PassageRef
 from loremesh_agents.domain.revision import CollectionRevision
-from loremesh_agents.ports.graph import VectorChanges
+from loremesh_agents.ports.graph import PassageWords, TextChanges, VectorChanges
 
 _CHANGES_AT_ONCE = 64
 _DOCUMENTS_AT_ONCE = 1000
-_VECTORS_AT_ONCE = 1000
+_PASSAGES_AT_ONCE = 1000
 
 
 async def read_documents(
@@ -72,6 +72,41 @@ class ChangeLog:
 
     async def vector_changes(self, after_revision: int, limit: int, deadline: Deadline) -> VectorChanges:
         """See `ports.graph.GraphStore.vector_changes`."""
+        last, removed, refs = await self._passages(after_revision, limit, deadline)
+        rows = await self._read(refs, "vector", deadline=deadline)
+        added = {ref: vector for ref, (vector,) in rows.items() if isinstance(vector, bytes)}
+        ordered = sorted(added)
+        vectors = np.zeros((0, 0), dtype=np.float32)
+        if ordered:
+            joined = np.frombuffer(b"".join(added[ref] for ref in ordered), dtype="<f4")
+            vectors = joined.reshape(len(ordered), -1).astype(np.float32)
+        return VectorChanges(
+            collection_uid=self._collection.uid,
+            revision=last,
+            removed=removed,
+            added=tuple(ordered),
+            vectors=vectors,
+            more=last < self._collection.revision,
+        )
+
+    async def text_changes(self, after_revision: int, limit: int, deadline: Deadline) -> TextChanges:
+        """See `ports.graph.GraphStore.text_changes`."""
+        last, removed, refs = await self._passages(after_revision, limit, deadline)
+        rows = await self._read(refs, "words", "further_words", deadline=deadline)
+        return TextChanges(
+            collection_uid=self._collection.uid,
+            revision=last,
+            removed=removed,
+            added=tuple(
+                PassageWords(ref, str(words or ""), str(further or "")) for ref, (words, further) in rows.items()
+            ),
+            more=last < self._collection.revision,
+        )
+
+    async def _passages(
+        self, after_revision: int, limit: int, deadline: Deadline
+    ) -> tuple[int, tuple[PassageRef, ...], list[PassageRef]]:
+        """The next page of a derived index: the revision that it leads to, passages removed, and passages added."""
         written: list[DocumentState] = []
         removed: list[tuple[int, PassageRef]] = []
         revision, passages = after_revision, 0
@@ -86,20 +121,7 @@ class ChangeLog:
         rows = sorted(state.revision for state in written for _ in range(state.passages))
         last = _page_end(rows, limit, self._collection.revision)
         refs = [ref for state in written if state.revision <= last for ref in refs_of(state.first_ref, state.passages)]
-        added = await self._vectors(refs, deadline)
-        ordered = sorted(added)
-        vectors = np.zeros((0, 0), dtype=np.float32)
-        if ordered:
-            joined = np.frombuffer(b"".join(added[ref] for ref in ordered), dtype="<f4")
-            vectors = joined.reshape(len(ordered), -1).astype(np.float32)
-        return VectorChanges(
-            collection_uid=self._collection.uid,
-            revision=last,
-            removed=tuple(ref for at, ref in removed if at <= last),
-            added=tuple(ordered),
-            vectors=vectors,
-            more=last < self._collection.revision,
-        )
+        return last, tuple(ref for at, ref in removed if at <= last), refs
 
     async def _page(self, after: int, deadline: Deadline) -> tuple[int, dict[int, ChangeRecord], list[DocumentState]]:
         """Some further revisions: the last of them, what each changed, and the documents whose newest change is among them."""
@@ -115,16 +137,17 @@ class ChangeLog:
         states = await read_documents(self._engine, self._view, self._collection.uid, names, deadline)
         return last, changes, [state for state in states.values() if after < state.revision <= last]
 
-    async def _vectors(self, refs: Sequence[PassageRef], deadline: Deadline) -> dict[PassageRef, bytes]:
+    async def _read(
+        self, refs: Sequence[PassageRef], *properties: str, deadline: Deadline
+    ) -> dict[PassageRef, tuple[Value | None, ...]]:
+        """Properties of those of the passages that are there."""
         access = Access((self._collection.uid,), first_ref(self._view.version + 1))
-        found: dict[PassageRef, bytes] = {}
-        for start in range(0, len(refs), _VECTORS_AT_ONCE):
-            group = refs[start : start + _VECTORS_AT_ONCE]
-            rows = await self._engine.passages(group, access, fields={"vector"}, deadline=deadline)
+        found: dict[PassageRef, tuple[Value | None, ...]] = {}
+        for start in range(0, len(refs), _PASSAGES_AT_ONCE):
+            group = refs[start : start + _PASSAGES_AT_ONCE]
+            rows = await self._engine.passages(group, access, fields=set(properties), deadline=deadline)
             for row in rows:
-                vector = row.properties.get("vector")
-                if isinstance(vector, bytes):
-                    found[PassageRef(row.ref)] = vector
+                found[PassageRef(row.ref)] = tuple(row.properties.get(name) for name in properties)
         return found
 
 

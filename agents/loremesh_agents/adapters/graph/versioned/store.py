@@ -57,7 +57,7 @@ from loremesh_agents.domain.errors import (
 from loremesh_agents.domain.filter import EVERYTHING, MetadataFilter
 from loremesh_agents.domain.principal import Principal
 from loremesh_agents.domain.revision import CollectionRevision, Consistency
-from loremesh_agents.ports.graph import VectorChanges
+from loremesh_agents.ports.graph import TextChanges, VectorChanges
 
 _Result = TypeVar("_Result")
 
@@ -371,6 +371,17 @@ class VersionedGraphStore:
         head = await self._now(deadline)
         log = ChangeLog(self._engine, head.view, head.collection(collection))
         found = await log.vector_changes(after_revision, limit, deadline)
+        still_valid()
+        return found
+
+    async def text_changes(
+        self, collection: str, *, after_revision: int, limit: int, deadline: Deadline
+    ) -> TextChanges:
+        """See the port."""
+        still_valid = self._validity()
+        head = await self._now(deadline)
+        log = ChangeLog(self._engine, head.view, head.collection(collection))
+        found = await log.text_changes(after_revision, limit, deadline)
         still_valid()
         return found
 

@@ -84,7 +84,7 @@ class Body:
 
 def searched(write: PassageWrite) -> tuple[str, str]:
     """The words of a passage in order, and further terms by which it is found."""
-    return " ".join(write.spans.words), " ".join(sorted(set(write.term_frequencies).difference(write.spans.words)))
+    return " ".join(write.spans.words), " ".join(write.further_terms)
 
 
 def target_of(link: Link) -> tuple[str, str]:

@@ -1,0 +1,251 @@
+"""`cassandra://`: vectors in Cassandra 5, searched by its storage-attached index.
+
+Each collection has a table of its own: with one table for all, the condition on the collection costs a look at every one of its passages in each
+search (docs/engines.md has the figures). Cassandra searches vectors at consistency ONE whatever is asked for. So that a reader sees what is acknowledged, vectors are
+written to all replicas; while one of them is down, to a quorum, and the others get the rest by hints.
+"""
+
+import hashlib
+import logging
+from collections.abc import Collection as Group
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loremesh_agents.adapters.derived.cassandra import (
+    ALL,
+    ONE,
+    QUORUM,
+    CassandraConnection,
+    CassandraServers,
+    ReplicaMissing,
+)
+from loremesh_agents.adapters.derived.keeping import IndexState, Keeping
+from loremesh_agents.adapters.vector.query import require_comparable
+from loremesh_agents.domain.deadline import Deadline
+from loremesh_agents.domain.errors import BackendUnavailable
+from loremesh_agents.domain.retrieval import PassageRef
+from loremesh_agents.domain.revision import CollectionRevision
+from loremesh_agents.ports.graph import GraphStore, VectorChanges
+
+_log = logging.getLogger(__name__)
+_NAME = "cassandra vector index"
+_FORMAT = 1
+_PAGE = 2_000
+_OVERSAMPLING = 2
+_MOST_CANDIDATES = 1_000
+"""The server refuses more."""
+_TABLES = (
+    "CREATE TABLE IF NOT EXISTS vector_index (name text PRIMARY KEY, format int)",
+    "CREATE TABLE IF NOT EXISTS vector_index_state (uid text PRIMARY KEY, collection text, revision bigint, dimension int)",
+)
+_STATE = "SELECT uid, collection, revision, dimension FROM vector_index_state"
+
+
+class _Vectors:
+    """An `IndexStore` in Cassandra. Names of tables are made of hexadecimal digits of ours; every value is bound."""
+
+    def __init__(self, connection: CassandraConnection) -> None:
+        self._connection = connection
+        self._checked = False
+        self._made: set[str] = set()
+
+    @property
+    def name(self) -> str:
+        return _NAME
+
+    async def prepare(self, *, replacing: bool, deadline: Deadline) -> bool:
+        if replacing:
+            # Somebody may have taken a table away: they are looked for again.
+            self._made.clear()
+        if self._checked and not replacing:
+            return False
+        for table in _TABLES:
+            await self._connection.define(table, deadline=deadline)
+        await self._connection.ask(
+            "INSERT INTO vector_index (name, format) VALUES ('vectors', ?) IF NOT EXISTS",
+            (_FORMAT,),
+            stage="preparing",
+            deadline=deadline,
+        )
+        other = await self._format(deadline) != _FORMAT
+        if replacing and other:
+            for state in (await self.states_anyhow(None, deadline=deadline)).values():
+                await self.remove(state.uid, deadline=deadline)
+            await self._connection.ask(
+                "UPDATE vector_index SET format = ? WHERE name = 'vectors' IF EXISTS",
+                (_FORMAT,),
+                stage="preparing",
+                deadline=deadline,
+            )
+        await self._require_format(deadline)
+        return other
+
+    async def states(self, uids: Group[str] | None, *, deadline: Deadline) -> Mapping[str, IndexState]:
+        if not self._checked:
+            await self._require_format(deadline)
+        return await self.states_anyhow(uids, deadline=deadline)
+
+    async def states_anyhow(self, uids: Group[str] | None, *, deadline: Deadline) -> Mapping[str, IndexState]:
+        """The states, of whatever format."""
+        stage = "reading states"
+        if uids is None:
+            rows = await self._connection.scan(_STATE, stage=stage, deadline=deadline)
+        else:
+            each = await self._connection.ask_each(
+                f"{_STATE} WHERE uid = ?", [(uid,) for uid in uids], stage=stage, deadline=deadline
+            )
+            rows = [row for found in each for row in found]
+        return {row.uid: IndexState(row.uid, row.collection, row.revision, row.dimension) for row in rows}
+
+    async def apply(self, state: IndexState, page: VectorChanges, *, stamp: int, deadline: Deadline) -> IndexState:
+        dimension = page.vectors.shape[1] if page.added else state.dimension
+        if not dimension:
+            return replace(state, revision=page.revision)
+        state = await self._with_table(state, dimension, deadline)
+        await self._connection.ask_each(
+            f"DELETE FROM {_table(state)} WHERE ref = ?",
+            [(int(ref),) for ref in page.removed],
+            stage="removing",
+            deadline=deadline,
+        )
+        rows = [(int(ref), stamp, vector) for ref, vector in zip(page.added, page.vectors.tolist(), strict=True)]
+        await self._add(f"INSERT INTO {_table(state)} (ref, stamp, vector) VALUES (?, ?, ?)", rows, deadline)
+        return replace(state, revision=page.revision)
+
+    async def note(self, state: IndexState, *, deadline: Deadline) -> None:
+        values = (state.collection, state.revision, state.dimension, state.uid)
+        (row,) = await self._connection.ask(
+            "INSERT INTO vector_index_state (collection, revision, dimension, uid) VALUES (?, ?, ?, ?) IF NOT EXISTS",
+            values,
+            stage="noting the state",
+            deadline=deadline,
+        )
+        if not row.applied:
+            await self._connection.ask(
+                "UPDATE vector_index_state SET collection = ?, revision = ?, dimension = ? WHERE uid = ? IF revision <= ?",
+                (*values, state.revision),
+                stage="noting the state",
+                deadline=deadline,
+            )
+
+    async def remove(self, uid: str, *, stamped_before: int | None = None, deadline: Deadline) -> None:
+        state = (await self.states_anyhow([uid], deadline=deadline)).get(uid)
+        if state is None:
+            return
+        if stamped_before is None:
+            if state.dimension:
+                await self._connection.define(f"DROP TABLE IF EXISTS {_table(state)}", deadline=deadline)
+                self._made.discard(_table(state))
+            await self._connection.ask(
+                "DELETE FROM vector_index_state WHERE uid = ? IF EXISTS", (uid,), stage="removing", deadline=deadline
+            )
+        elif state.dimension:
+            rows = await self._connection.scan(
+                f"SELECT ref, stamp FROM {_table(state)}", stage="looking for remains", deadline=deadline
+            )
+            await self._connection.ask_each(
+                f"DELETE FROM {_table(state)} WHERE ref = ?",
+                [(row.ref,) for row in rows if row.stamp < stamped_before],
+                stage="removing",
+                deadline=deadline,
+            )
+
+    async def near(
+        self, state: IndexState, vector: Sequence[float], *, limit: int, deadline: Deadline
+    ) -> list[tuple[float, int]]:
+        """Passages of a collection near a vector, with their negative similarities."""
+        rows = await self._connection.ask(
+            f"SELECT ref, similarity_dot_product(vector, ?) AS similarity FROM {_table(state)} ORDER BY vector ANN OF ? LIMIT ?",
+            (vector, vector, min(_OVERSAMPLING * limit, _MOST_CANDIDATES)),
+            consistency=ONE,
+            stage="searching",
+            deadline=deadline,
+        )
+        return [(-row.similarity, row.ref) for row in rows]
+
+    async def _add(self, statement: str, rows: Sequence[tuple[object, ...]], deadline: Deadline) -> None:
+        try:
+            await self._connection.ask_each(
+                statement, rows, consistency=ALL, stage="writing", deadline=deadline.fraction(0.5)
+            )
+        except ReplicaMissing:
+            _log.warning(
+                "a replica of Cassandra is missing: until it has caught up, its searches do not find what is new"
+            )
+            await self._connection.ask_each(statement, rows, consistency=QUORUM, stage="writing", deadline=deadline)
+
+    async def _with_table(self, state: IndexState, dimension: int, deadline: Deadline) -> IndexState:
+        """The state with vectors of a dimension, in a table that is made for them if need be."""
+        if dimension != state.dimension:
+            if state.dimension:
+                # A graph store takes vectors of another model only when those before are all gone.
+                await self._connection.define(f"DROP TABLE IF EXISTS {_table(state)}", deadline=deadline)
+            state = replace(state, dimension=dimension)
+            # Noted first: whoever removes the collection finds the table by it.
+            await self.note(state, deadline=deadline)
+        table = _table(state)
+        if table not in self._made:
+            await self._connection.define(
+                f"CREATE TABLE IF NOT EXISTS {table} (ref bigint PRIMARY KEY, stamp bigint, vector vector<float, {dimension}>)",
+                deadline=deadline,
+            )
+            await self._connection.define(
+                f"CREATE INDEX IF NOT EXISTS {table}_near ON {table} (vector) USING 'sai'"
+                " WITH OPTIONS = {'similarity_function': 'dot_product'}",
+                deadline=deadline,
+            )
+            self._made.add(table)
+        return state
+
+    async def _format(self, deadline: Deadline) -> int:
+        rows = await self._connection.ask(
+            "SELECT format FROM vector_index WHERE name = 'vectors'", stage="looking at it", deadline=deadline
+        )
+        return rows[0].format if rows else 0
+
+    async def _require_format(self, deadline: Deadline) -> None:
+        found = await self._format(deadline)
+        self._checked = found == _FORMAT
+        if not self._checked:
+            _log.error(
+                "the vector index in Cassandra is of format %s, this build writes format %d: 'loremesh collections NAME --rebuild' makes it anew",
+                *(found or "unknown", _FORMAT),
+            )
+            raise BackendUnavailable(_NAME)
+
+
+class CassandraVectorIndex(Keeping[VectorChanges]):
+    """See `ports.vectors.VectorIndex`.
+
+    Args:
+        graph: Where vectors come from.
+        servers: Where Cassandra is.
+    """
+
+    def __init__(self, graph: GraphStore, servers: CassandraServers) -> None:
+        self._connection = CassandraConnection(servers)
+        self._vectors = _Vectors(self._connection)
+        super().__init__(graph, self._vectors, graph.vector_changes, page=_PAGE)
+
+    async def search(
+        self, vector: NDArray[np.float32], *, revisions: tuple[CollectionRevision, ...], limit: int, deadline: Deadline
+    ) -> tuple[PassageRef, ...]:
+        """See the port."""
+        found: list[tuple[float, int]] = []
+        asked = vector.tolist()
+        for revision, state in await self.reached(revisions, deadline=deadline):
+            if state.dimension:
+                require_comparable(vector, state.dimension, revision.collection)
+                found += await self._vectors.near(state, asked, limit=limit, deadline=deadline)
+        return tuple(PassageRef(ref) for _, ref in sorted(found)[:limit])
+
+    async def close(self) -> None:
+        """See the port."""
+        await self._connection.close()
+
+
+def _table(state: IndexState) -> str:
+    return f"vectors_{hashlib.sha256(state.uid.encode()).hexdigest()[:24]}_{state.dimension:d}"

@@ -1,0 +1,82 @@
+"""Keeps derived indexes up with the graph, in the background."""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+
+from loremesh_agents.domain.deadline import Deadline
+from loremesh_agents.domain.errors import LoremeshError, NotFound
+from loremesh_agents.ports.derived import DerivedIndex
+
+_log = logging.getLogger(__name__)
+_SECONDS = 600.0
+"""Time that one round may take."""
+_FIRST_PAUSE = 0.5
+_LONGEST_PAUSE = 15.0
+
+
+class Upkeep:
+    """One task an index and collection: what is written while it runs makes it run again, and what it fails at it tries again.
+
+    Args:
+        indexes: By the names that logs give them.
+    """
+
+    def __init__(self, indexes: Mapping[str, DerivedIndex]) -> None:
+        self._indexes = indexes
+        self._tasks: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._wanted: set[tuple[str, str]] = set()
+
+    def start(self) -> None:
+        """Does what an earlier process has left undone."""
+        for name in self._indexes:
+            self._want(name, "")
+
+    def written(self, collection: str) -> None:
+        """Is to be called after each write to a collection."""
+        for name in self._indexes:
+            self._want(name, collection)
+
+    def _want(self, name: str, collection: str) -> None:
+        key = (name, collection)
+        self._wanted.add(key)
+        if key not in self._tasks:
+            task = asyncio.create_task(self._keep_up(name, collection))
+            self._tasks[key] = task
+            task.add_done_callback(lambda _: self._tasks.pop(key, None))
+
+    async def _keep_up(self, name: str, collection: str) -> None:
+        key = (name, collection)
+        pause = _FIRST_PAUSE
+        while key in self._wanted:
+            self._wanted.discard(key)
+            try:
+                await self._once(name, collection)
+            except NotFound:
+                # Nothing was stored, or it has been deleted meanwhile.
+                continue
+            except LoremeshError as error:
+                _log.warning(
+                    "the %s index of %s is not up to date, and is tried again: %s",
+                    *(name, collection or "all collections", error),
+                )
+                self._wanted.add(key)
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+            else:
+                pause = _FIRST_PAUSE
+
+    async def _once(self, name: str, collection: str) -> None:
+        deadline = Deadline.after(_SECONDS)
+        if collection:
+            await self._indexes[name].maintain(collection, deadline=deadline)
+        else:
+            await self._indexes[name].recover(deadline=deadline)
+
+    async def close(self) -> None:
+        """Ends what runs; the next start goes on with it."""
+        self._wanted.clear()
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
