@@ -46,7 +46,7 @@ def split_cores() -> tuple[list[int], list[int]]:
 async def serving(kind: str) -> AsyncIterator[Mesh]:
     """Serves engine, generator and coordinator within the block; this process moves to the processors of the mesh."""
     # It has been read, and the agents refuse names that are no settings of theirs.
-    os.environ.pop("LOREMESH_ENGINE_CACHE", None)
+    os.environ.pop("LOREMESH_TEST_ENGINE_CACHE", None)
     engine_cores, mesh_cores = split_cores()
     os.sched_setaffinity(0, mesh_cores)
     engine = await asyncio.to_thread(VllmServer, kind, cores=engine_cores)

@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 _POMS = Path(__file__).parent / "poms"
-CACHE = Path(os.environ.get("LOREMESH_ENGINE_CACHE", ".tools/engines")).absolute()
+CACHE = Path(os.environ.get("LOREMESH_TEST_ENGINE_CACHE", ".tools/engines")).absolute()
 """Where servers are kept; safe to delete."""
 
 

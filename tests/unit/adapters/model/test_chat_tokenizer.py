@@ -99,7 +99,11 @@ def test_an_archive_that_leads_out_of_itself_is_refused(name: str) -> None:
         read_archive(language.archive({**language.files(), name: b"{}"}))
 
 
-@pytest.mark.parametrize("data", [b"", b"no archive", language.archive()[:-40], language.archive()[:100]])
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"no archive", language.archive()[:-40], language.archive()[:100]],
+    ids=["empty", "no archive", "cut at its end", "cut at its beginning"],
+)
 def test_an_archive_that_is_damaged_is_refused(data: bytes) -> None:
     with pytest.raises(TokenizerRefused, match="cannot be read"):
         read_archive(data)
