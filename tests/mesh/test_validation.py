@@ -121,6 +121,7 @@ BROKEN: dict[type[Message], dict[str, dict[str, Any]]] = {
         "consistency.min_revision.revisions[0].collection_uid": {"string.max_len": "u" * 65},
         "consistency.max_staleness": {"duration.gte": {"seconds": -1}},
         "prompt_token_budget": {"uint32.lte": 1_048_577},
+        "tool_rounds": {"uint32.lte": 9},
     },
     coordinator_pb.ChatRequest: {
         "message": {"required": ABSENT},

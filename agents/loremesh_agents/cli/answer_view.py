@@ -34,6 +34,11 @@ def exit_code(completion: answer_pb2.Completion) -> int:
             return OK
 
 
+def _plain(text: str) -> str:
+    """What a model wrote, as one line without control characters: a terminal obeys them."""
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
 class AnswerView:
     """Prints tokens as they come, and at the end the sources that the answer cites.
 
@@ -57,6 +62,14 @@ class AnswerView:
                 self._sources = {source.number: source for source in event.sources.sources}
             case "evidence":
                 self._evidence[event.evidence.evidence_id] = event.evidence
+            case "tool_call":
+                self._call_line(f"{event.tool_call.name} {event.tool_call.arguments_json}")
+            case "tool_result":
+                result = event.tool_result
+                outcome = (
+                    _plain(result.text) if result.failed else f"found {', '.join(result.evidence_ids) or 'nothing'}"
+                )
+                self._call_line(f"{result.name}: {outcome}")
             case "citation":
                 self._cited.setdefault(event.citation.number)
             case "degradation":
@@ -65,6 +78,9 @@ class AnswerView:
                 self._finish()
             case _:
                 pass
+
+    def _call_line(self, said: str) -> None:
+        click.secho(f"  ({_plain(said)})", dim=True, err=True)
 
     def _finish(self) -> None:
         click.echo()

@@ -4,9 +4,10 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import TypeAlias
 
-from loremesh_agents.coordinator.events import CancelTurn, Question, Turn, TurnEvent
+from loremesh_agents.coordinator.events import CancelTurn, Turn, TurnEvent
 from loremesh_agents.coordinator.service import CoordinatorService
 from loremesh_agents.domain.answer import Citation, Completion, FinishReason, TokenDelta
 from loremesh_agents.domain.conversation import Message, PassageReference, Role
@@ -122,13 +123,7 @@ class Chat:
 
     async def _answer(self, turn: Turn) -> None:
         budget = min(turn.budget or self._default_budget, 3600.0)
-        question = Question(
-            turn.question.retrieval,
-            tuple(self._messages),
-            turn.question.route,
-            turn.question.options,
-            turn.question.prompt_token_budget,
-        )
+        question = replace(turn.question, history=tuple(self._messages))
         memory = _Memory(turn.question.retrieval.question)
         answer = self._service.ask(question, deadline=Deadline.after(budget), earlier=tuple(self._earlier))
         async with aclosing(answer) as events:

@@ -1,9 +1,20 @@
 """The coordinator's messages between `loremesh.v1` and the domain."""
 
 from loremesh.v1 import coordinator_service_pb2 as pb
+from loremesh.v1 import message_pb2
 
-from loremesh_agents.coordinator.events import CancelTurn, Event, Heartbeat, Question, Sources, Turn, TurnEvent
+from loremesh_agents.coordinator.events import (
+    CancelTurn,
+    Event,
+    Heartbeat,
+    Question,
+    Sources,
+    ToolResult,
+    Turn,
+    TurnEvent,
+)
 from loremesh_agents.domain.answer import Citation, Completion, Degradation, TokenDelta
+from loremesh_agents.domain.conversation import ToolCall
 from loremesh_agents.domain.evidence import Evidence
 from loremesh_agents.domain.plan import Plan, Route
 from loremesh_agents.runtime import wire
@@ -32,6 +43,7 @@ def question_from_proto(message: pb.AskRequest) -> Question:
         route=_ROUTES_BACK.get(message.route),
         options=wire.generation_options_from_proto(message.generation),
         prompt_token_budget=message.prompt_token_budget,
+        tool_rounds=message.tool_rounds,
     )
 
 
@@ -58,6 +70,17 @@ def plan_to_proto(plan: Plan) -> pb.Plan:
     )
 
 
+def tool_result_to_proto(result: ToolResult) -> message_pb2.ToolResult:
+    """What a tool gave back."""
+    return message_pb2.ToolResult(
+        tool_call_id=result.tool_call_id,
+        name=result.name,
+        failed=result.failed,
+        text=result.text,
+        evidence_ids=result.evidence_ids,
+    )
+
+
 def event_to_proto(event: Event) -> pb.AskResponse:
     """An event of an answer."""
     match event:
@@ -74,6 +97,10 @@ def event_to_proto(event: Event) -> pb.AskResponse:
         case Sources():
             sources = [wire.source_to_proto(source) for source in event.sources]
             return pb.AskResponse(sources=pb.Sources(sources=sources))
+        case ToolCall():
+            return pb.AskResponse(tool_call=wire.tool_call_to_proto(event))
+        case ToolResult():
+            return pb.AskResponse(tool_result=tool_result_to_proto(event))
         case Degradation():
             return pb.AskResponse(degradation=wire.degradation_to_proto(event))
         case Heartbeat():

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from loremesh_agents.domain.answer import Citation, Completion, Degradation, Source, TokenDelta
-from loremesh_agents.domain.conversation import Message
+from loremesh_agents.domain.conversation import Message, ToolCall
 from loremesh_agents.domain.evidence import Evidence
 from loremesh_agents.domain.plan import Plan, Route
 from loremesh_agents.domain.retrieval import RetrievalRequest
@@ -21,6 +21,7 @@ class Question:
         route: Where the evidence is to come from; None for the coordinator's choice.
         options: What is wanted of the generation.
         prompt_token_budget: Most tokens of the prompt; 0 for the default.
+        tool_rounds: Times that the model may call tools.
     """
 
     retrieval: RetrievalRequest
@@ -28,6 +29,7 @@ class Question:
     route: Route | None = None
     options: SamplingOptions = DEFAULT_SAMPLING
     prompt_token_budget: int = 0
+    tool_rounds: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +39,33 @@ class Heartbeat:
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """The citation table of the answer."""
+    """The citation table of the answer, as far as it goes."""
 
     sources: tuple[Source, ...]
 
 
-Event: TypeAlias = Plan | Evidence | Sources | TokenDelta | Citation | Degradation | Heartbeat | Completion
+@dataclass(frozen=True, slots=True)
+class ToolResult:
+    """What a tool gave back.
+
+    Attributes:
+        tool_call_id: The call that it answers.
+        name: Name of the tool.
+        text: As the model reads it; why the call failed, where it did.
+        evidence_ids: What the call found, by rank.
+        failed: Whether it was refused or failed.
+    """
+
+    tool_call_id: str
+    name: str
+    text: str
+    evidence_ids: tuple[str, ...] = ()
+    failed: bool = False
+
+
+Event: TypeAlias = (
+    Plan | Evidence | Sources | TokenDelta | Citation | ToolCall | ToolResult | Degradation | Heartbeat | Completion
+)
 
 
 @dataclass(frozen=True, slots=True)

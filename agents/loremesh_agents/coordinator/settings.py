@@ -26,6 +26,12 @@ class CoordinatorSettings(BaseModel):
     """Silence after which a heartbeat is sent."""
     prompt_token_budget: int = Field(default=4096, gt=0)
     """Most tokens of a prompt where the caller does not say."""
+    tool_share: float = Field(default=0.5, gt=0, lt=1)
+    """Share of what is left for the answer after which no tool is run or offered any more."""
+    tool_calls: int = Field(default=4, gt=0, le=4)
+    """Calls of one round; further ones are refused."""
+    tool_token_budget: int = Field(default=1024, gt=0, le=16384)
+    """Most tokens of what one call gives back."""
     tokens_together: int = Field(default=MOST_TOGETHER, gt=0)
     """Tokens of one message at the most, where several are ready together."""
     waiting_turns: int = Field(default=8, gt=0)

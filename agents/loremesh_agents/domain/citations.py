@@ -21,7 +21,7 @@ class CitationScanner:
     ignored. Of a statement longer than about 8,000 characters only the end counts.
 
     Args:
-        sources: Evidence ids of each source, by its number.
+        sources: Evidence ids of each source, by its number; may grow while the answer is read.
     """
 
     def __init__(self, sources: Mapping[int, tuple[str, ...]]) -> None:
@@ -49,6 +49,13 @@ class CitationScanner:
             self._scanned = self._boundary = marker.end()
         self._scanned = max(self._scanned, len(answer) - _LONGEST_MARKER)
         return found
+
+    def begin_anew(self) -> None:
+        """What comes next continues neither the statement nor the marker that came last."""
+        answer = "".join(self._pieces)
+        self._pieces = [answer]
+        self._boundary = self._scanned = len(answer)
+        self._statement = None
 
     def _cite(self, answer: str, marker: re.Match[str]) -> list[Citation]:
         start, end = self._range(answer, marker.start())

@@ -24,6 +24,15 @@ NEEDED = tuple(name for name in ALL if name != "knowledge")
     "-c", "--collection", "collections", multiple=True, help="Collection to search; may be repeated. Default: all."
 )
 @click.option("-k", type=click.IntRange(1, 100), default=8, show_default=True, help="Pieces of evidence.")
+@click.option(
+    "--tools",
+    "tool_rounds",
+    type=click.IntRange(0, 8),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Times that the model may search again by itself; the model must be able to call tools.",
+)
 @click.option("--why", is_flag=True, help="Show how each source was found.")
 @click.option("--json", "as_json", is_flag=True, help="Print one event a line, as JSON.")
 @click.option(
@@ -39,6 +48,7 @@ def command(
     question: str,
     collections: tuple[str, ...],
     k: int,
+    tool_rounds: int,
     why: bool,
     as_json: bool,
     timeout: float,
@@ -50,7 +60,10 @@ def command(
     with plain_errors():
         settings = read_settings(config, data).settings
     request = pb.AskRequest(
-        question=question, collections=collections, retrieval=retriever_service_pb2.RetrievalOptions(k=k)
+        question=question,
+        collections=collections,
+        retrieval=retriever_service_pb2.RetrievalOptions(k=k),
+        tool_rounds=tool_rounds,
     )
     return run(ask(request, settings, address, timeout, why=why, as_json=as_json))
 

@@ -32,7 +32,7 @@ from loremesh.v1 import retriever_service_pb2 as loremesh_dot_v1_dot_retriever__
 from loremesh.v1 import synthesizer_service_pb2 as loremesh_dot_v1_dot_synthesizer__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%loremesh/v1/coordinator_service.proto\x12\x0bloremesh.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x18loremesh/v1/answer.proto\x1a\x1cloremesh/v1/collection.proto\x1a\x1aloremesh/v1/evidence.proto\x1a\x19loremesh/v1/message.proto\x1a#loremesh/v1/retriever_service.proto\x1a%loremesh/v1/synthesizer_service.proto\"\x88\x03\n\nAskRequest\x12\x1d\n\x08question\x18\x01 \x01(\tB\x0b\xbaH\x08r\x06\x10\x01(\x80\x80\x08\x12?\n\x0b\x63ollections\x18\x02 \x03(\tB*\xbaH\'\x92\x01$\x10\x10\x18\x01\"\x1er\x1c\x10\x01\x18@2\x16^[a-z0-9][a-z0-9_.-]*$\x12\x30\n\x07history\x18\x03 \x03(\x0b\x32\x14.loremesh.v1.MessageB\t\xbaH\x06\x92\x01\x03\x10\xc8\x01\x12+\n\x05route\x18\x04 \x01(\x0e\x32\x12.loremesh.v1.RouteB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x30\n\tretrieval\x18\x05 \x01(\x0b\x32\x1d.loremesh.v1.RetrievalOptions\x12\x32\n\ngeneration\x18\x06 \x01(\x0b\x32\x1e.loremesh.v1.GenerationOptions\x12-\n\x0b\x63onsistency\x18\x07 \x01(\x0b\x32\x18.loremesh.v1.Consistency\x12&\n\x13prompt_token_budget\x18\x08 \x01(\rB\t\xbaH\x06*\x04\x18\x80\x80@\"\xcb\x03\n\x0b\x41skResponse\x12!\n\x04plan\x18\x01 \x01(\x0b\x32\x11.loremesh.v1.PlanH\x00\x12)\n\x08\x65vidence\x18\x02 \x01(\x0b\x32\x15.loremesh.v1.EvidenceH\x00\x12(\n\x05\x64\x65lta\x18\x03 \x01(\x0b\x32\x17.loremesh.v1.TokenDeltaH\x00\x12*\n\ttool_call\x18\x04 \x01(\x0b\x32\x15.loremesh.v1.ToolCallH\x00\x12.\n\x0btool_result\x18\x05 \x01(\x0b\x32\x17.loremesh.v1.ToolResultH\x00\x12)\n\x08\x63itation\x18\x06 \x01(\x0b\x32\x15.loremesh.v1.CitationH\x00\x12/\n\x0b\x64\x65gradation\x18\x07 \x01(\x0b\x32\x18.loremesh.v1.DegradationH\x00\x12+\n\theartbeat\x18\x08 \x01(\x0b\x32\x16.loremesh.v1.HeartbeatH\x00\x12\'\n\x07sources\x18\t \x01(\x0b\x32\x14.loremesh.v1.SourcesH\x00\x12-\n\ncompletion\x18\x0f \x01(\x0b\x32\x17.loremesh.v1.CompletionH\x00\x42\x07\n\x05\x65vent\"/\n\x07Sources\x12$\n\x07sources\x18\x01 \x03(\x0b\x32\x13.loremesh.v1.Source\"\xc7\x01\n\x04Plan\x12!\n\x05route\x18\x01 \x01(\x0e\x32\x12.loremesh.v1.Route\x12\x1b\n\x13standalone_question\x18\x02 \x01(\t\x12$\n\x05steps\x18\x03 \x03(\x0b\x32\x15.loremesh.v1.PlanStep\x12.\n\x07\x63ontext\x18\x04 \x01(\x0b\x32\x1d.loremesh.v1.RetrievalContext\x12)\n\x06\x62udget\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"T\n\x08PlanStep\x12\r\n\x05\x61gent\x18\x01 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x02 \x01(\t\x12)\n\x06\x62udget\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"m\n\x0b\x43hatRequest\x12!\n\x04turn\x18\x01 \x01(\x0b\x32\x11.loremesh.v1.TurnH\x00\x12)\n\x06\x63\x61ncel\x18\x02 \x01(\x0b\x32\x17.loremesh.v1.CancelTurnH\x00\x42\x10\n\x07message\x12\x05\xbaH\x02\x08\x01\"\x8a\x01\n\x04Turn\x12\x1a\n\x07turn_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12,\n\x03\x61sk\x18\x02 \x01(\x0b\x32\x17.loremesh.v1.AskRequestB\x06\xbaH\x03\xc8\x01\x01\x12\x38\n\x06\x62udget\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationB\r\xbaH\n\xaa\x01\x07\"\x03\x08\x90\x1c*\x00\"(\n\nCancelTurn\x12\x1a\n\x07turn_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\"H\n\x0c\x43hatResponse\x12\x0f\n\x07turn_id\x18\x01 \x01(\t\x12\'\n\x05\x65vent\x18\x02 \x01(\x0b\x32\x18.loremesh.v1.AskResponse\"@\n\x10PlanQueryRequest\x12,\n\x03\x61sk\x18\x01 \x01(\x0b\x32\x17.loremesh.v1.AskRequestB\x06\xbaH\x03\xc8\x01\x01\"4\n\x11PlanQueryResponse\x12\x1f\n\x04plan\x18\x01 \x01(\x0b\x32\x11.loremesh.v1.Plan*q\n\x05Route\x12\x15\n\x11ROUTE_UNSPECIFIED\x10\x00\x12\x13\n\x0fROUTE_RETRIEVAL\x10\x01\x12\r\n\tROUTE_SQL\x10\x02\x12\x1b\n\x17ROUTE_RETRIEVAL_AND_SQL\x10\x03\x12\x10\n\x0cROUTE_DIRECT\x10\x04\x32\xec\x01\n\x12\x43oordinatorService\x12?\n\x03\x41sk\x12\x17.loremesh.v1.AskRequest\x1a\x18.loremesh.v1.AskResponse\"\x03\x90\x02\x00\x30\x01\x12\x44\n\x04\x43hat\x12\x18.loremesh.v1.ChatRequest\x1a\x19.loremesh.v1.ChatResponse\"\x03\x90\x02\x00(\x01\x30\x01\x12O\n\tPlanQuery\x12\x1d.loremesh.v1.PlanQueryRequest\x1a\x1e.loremesh.v1.PlanQueryResponse\"\x03\x90\x02\x01\x42g\n\x0f\x64\x65v.loremesh.v1B\x17\x43oordinatorServiceProtoP\x01Z9loremesh.dev/loremesh/generated/go/loremesh/v1;loremeshv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%loremesh/v1/coordinator_service.proto\x12\x0bloremesh.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x18loremesh/v1/answer.proto\x1a\x1cloremesh/v1/collection.proto\x1a\x1aloremesh/v1/evidence.proto\x1a\x19loremesh/v1/message.proto\x1a#loremesh/v1/retriever_service.proto\x1a%loremesh/v1/synthesizer_service.proto\"\xa6\x03\n\nAskRequest\x12\x1d\n\x08question\x18\x01 \x01(\tB\x0b\xbaH\x08r\x06\x10\x01(\x80\x80\x08\x12?\n\x0b\x63ollections\x18\x02 \x03(\tB*\xbaH\'\x92\x01$\x10\x10\x18\x01\"\x1er\x1c\x10\x01\x18@2\x16^[a-z0-9][a-z0-9_.-]*$\x12\x30\n\x07history\x18\x03 \x03(\x0b\x32\x14.loremesh.v1.MessageB\t\xbaH\x06\x92\x01\x03\x10\xc8\x01\x12+\n\x05route\x18\x04 \x01(\x0e\x32\x12.loremesh.v1.RouteB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x30\n\tretrieval\x18\x05 \x01(\x0b\x32\x1d.loremesh.v1.RetrievalOptions\x12\x32\n\ngeneration\x18\x06 \x01(\x0b\x32\x1e.loremesh.v1.GenerationOptions\x12-\n\x0b\x63onsistency\x18\x07 \x01(\x0b\x32\x18.loremesh.v1.Consistency\x12&\n\x13prompt_token_budget\x18\x08 \x01(\rB\t\xbaH\x06*\x04\x18\x80\x80@\x12\x1c\n\x0btool_rounds\x18\t \x01(\rB\x07\xbaH\x04*\x02\x18\x08\"\xcb\x03\n\x0b\x41skResponse\x12!\n\x04plan\x18\x01 \x01(\x0b\x32\x11.loremesh.v1.PlanH\x00\x12)\n\x08\x65vidence\x18\x02 \x01(\x0b\x32\x15.loremesh.v1.EvidenceH\x00\x12(\n\x05\x64\x65lta\x18\x03 \x01(\x0b\x32\x17.loremesh.v1.TokenDeltaH\x00\x12*\n\ttool_call\x18\x04 \x01(\x0b\x32\x15.loremesh.v1.ToolCallH\x00\x12.\n\x0btool_result\x18\x05 \x01(\x0b\x32\x17.loremesh.v1.ToolResultH\x00\x12)\n\x08\x63itation\x18\x06 \x01(\x0b\x32\x15.loremesh.v1.CitationH\x00\x12/\n\x0b\x64\x65gradation\x18\x07 \x01(\x0b\x32\x18.loremesh.v1.DegradationH\x00\x12+\n\theartbeat\x18\x08 \x01(\x0b\x32\x16.loremesh.v1.HeartbeatH\x00\x12\'\n\x07sources\x18\t \x01(\x0b\x32\x14.loremesh.v1.SourcesH\x00\x12-\n\ncompletion\x18\x0f \x01(\x0b\x32\x17.loremesh.v1.CompletionH\x00\x42\x07\n\x05\x65vent\"/\n\x07Sources\x12$\n\x07sources\x18\x01 \x03(\x0b\x32\x13.loremesh.v1.Source\"\xc7\x01\n\x04Plan\x12!\n\x05route\x18\x01 \x01(\x0e\x32\x12.loremesh.v1.Route\x12\x1b\n\x13standalone_question\x18\x02 \x01(\t\x12$\n\x05steps\x18\x03 \x03(\x0b\x32\x15.loremesh.v1.PlanStep\x12.\n\x07\x63ontext\x18\x04 \x01(\x0b\x32\x1d.loremesh.v1.RetrievalContext\x12)\n\x06\x62udget\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"T\n\x08PlanStep\x12\r\n\x05\x61gent\x18\x01 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x02 \x01(\t\x12)\n\x06\x62udget\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"m\n\x0b\x43hatRequest\x12!\n\x04turn\x18\x01 \x01(\x0b\x32\x11.loremesh.v1.TurnH\x00\x12)\n\x06\x63\x61ncel\x18\x02 \x01(\x0b\x32\x17.loremesh.v1.CancelTurnH\x00\x42\x10\n\x07message\x12\x05\xbaH\x02\x08\x01\"\x8a\x01\n\x04Turn\x12\x1a\n\x07turn_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12,\n\x03\x61sk\x18\x02 \x01(\x0b\x32\x17.loremesh.v1.AskRequestB\x06\xbaH\x03\xc8\x01\x01\x12\x38\n\x06\x62udget\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationB\r\xbaH\n\xaa\x01\x07\"\x03\x08\x90\x1c*\x00\"(\n\nCancelTurn\x12\x1a\n\x07turn_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\"H\n\x0c\x43hatResponse\x12\x0f\n\x07turn_id\x18\x01 \x01(\t\x12\'\n\x05\x65vent\x18\x02 \x01(\x0b\x32\x18.loremesh.v1.AskResponse\"@\n\x10PlanQueryRequest\x12,\n\x03\x61sk\x18\x01 \x01(\x0b\x32\x17.loremesh.v1.AskRequestB\x06\xbaH\x03\xc8\x01\x01\"4\n\x11PlanQueryResponse\x12\x1f\n\x04plan\x18\x01 \x01(\x0b\x32\x11.loremesh.v1.Plan*q\n\x05Route\x12\x15\n\x11ROUTE_UNSPECIFIED\x10\x00\x12\x13\n\x0fROUTE_RETRIEVAL\x10\x01\x12\r\n\tROUTE_SQL\x10\x02\x12\x1b\n\x17ROUTE_RETRIEVAL_AND_SQL\x10\x03\x12\x10\n\x0cROUTE_DIRECT\x10\x04\x32\xec\x01\n\x12\x43oordinatorService\x12?\n\x03\x41sk\x12\x17.loremesh.v1.AskRequest\x1a\x18.loremesh.v1.AskResponse\"\x03\x90\x02\x00\x30\x01\x12\x44\n\x04\x43hat\x12\x18.loremesh.v1.ChatRequest\x1a\x19.loremesh.v1.ChatResponse\"\x03\x90\x02\x00(\x01\x30\x01\x12O\n\tPlanQuery\x12\x1d.loremesh.v1.PlanQueryRequest\x1a\x1e.loremesh.v1.PlanQueryResponse\"\x03\x90\x02\x01\x42g\n\x0f\x64\x65v.loremesh.v1B\x17\x43oordinatorServiceProtoP\x01Z9loremesh.dev/loremesh/generated/go/loremesh/v1;loremeshv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -50,6 +50,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ASKREQUEST'].fields_by_name['route']._serialized_options = b'\272H\005\202\001\002\020\001'
   _globals['_ASKREQUEST'].fields_by_name['prompt_token_budget']._loaded_options = None
   _globals['_ASKREQUEST'].fields_by_name['prompt_token_budget']._serialized_options = b'\272H\006*\004\030\200\200@'
+  _globals['_ASKREQUEST'].fields_by_name['tool_rounds']._loaded_options = None
+  _globals['_ASKREQUEST'].fields_by_name['tool_rounds']._serialized_options = b'\272H\004*\002\030\010'
   _globals['_CHATREQUEST'].oneofs_by_name['message']._loaded_options = None
   _globals['_CHATREQUEST'].oneofs_by_name['message']._serialized_options = b'\272H\002\010\001'
   _globals['_TURN'].fields_by_name['turn_id']._loaded_options = None
@@ -68,30 +70,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COORDINATORSERVICE'].methods_by_name['Chat']._serialized_options = b'\220\002\000'
   _globals['_COORDINATORSERVICE'].methods_by_name['PlanQuery']._loaded_options = None
   _globals['_COORDINATORSERVICE'].methods_by_name['PlanQuery']._serialized_options = b'\220\002\001'
-  _globals['_ROUTE']._serialized_start=1984
-  _globals['_ROUTE']._serialized_end=2097
+  _globals['_ROUTE']._serialized_start=2014
+  _globals['_ROUTE']._serialized_end=2127
   _globals['_ASKREQUEST']._serialized_start=303
-  _globals['_ASKREQUEST']._serialized_end=695
-  _globals['_ASKRESPONSE']._serialized_start=698
-  _globals['_ASKRESPONSE']._serialized_end=1157
-  _globals['_SOURCES']._serialized_start=1159
-  _globals['_SOURCES']._serialized_end=1206
-  _globals['_PLAN']._serialized_start=1209
-  _globals['_PLAN']._serialized_end=1408
-  _globals['_PLANSTEP']._serialized_start=1410
-  _globals['_PLANSTEP']._serialized_end=1494
-  _globals['_CHATREQUEST']._serialized_start=1496
-  _globals['_CHATREQUEST']._serialized_end=1605
-  _globals['_TURN']._serialized_start=1608
-  _globals['_TURN']._serialized_end=1746
-  _globals['_CANCELTURN']._serialized_start=1748
-  _globals['_CANCELTURN']._serialized_end=1788
-  _globals['_CHATRESPONSE']._serialized_start=1790
-  _globals['_CHATRESPONSE']._serialized_end=1862
-  _globals['_PLANQUERYREQUEST']._serialized_start=1864
-  _globals['_PLANQUERYREQUEST']._serialized_end=1928
-  _globals['_PLANQUERYRESPONSE']._serialized_start=1930
-  _globals['_PLANQUERYRESPONSE']._serialized_end=1982
-  _globals['_COORDINATORSERVICE']._serialized_start=2100
-  _globals['_COORDINATORSERVICE']._serialized_end=2336
+  _globals['_ASKREQUEST']._serialized_end=725
+  _globals['_ASKRESPONSE']._serialized_start=728
+  _globals['_ASKRESPONSE']._serialized_end=1187
+  _globals['_SOURCES']._serialized_start=1189
+  _globals['_SOURCES']._serialized_end=1236
+  _globals['_PLAN']._serialized_start=1239
+  _globals['_PLAN']._serialized_end=1438
+  _globals['_PLANSTEP']._serialized_start=1440
+  _globals['_PLANSTEP']._serialized_end=1524
+  _globals['_CHATREQUEST']._serialized_start=1526
+  _globals['_CHATREQUEST']._serialized_end=1635
+  _globals['_TURN']._serialized_start=1638
+  _globals['_TURN']._serialized_end=1776
+  _globals['_CANCELTURN']._serialized_start=1778
+  _globals['_CANCELTURN']._serialized_end=1818
+  _globals['_CHATRESPONSE']._serialized_start=1820
+  _globals['_CHATRESPONSE']._serialized_end=1892
+  _globals['_PLANQUERYREQUEST']._serialized_start=1894
+  _globals['_PLANQUERYREQUEST']._serialized_end=1958
+  _globals['_PLANQUERYRESPONSE']._serialized_start=1960
+  _globals['_PLANQUERYRESPONSE']._serialized_end=2012
+  _globals['_COORDINATORSERVICE']._serialized_start=2130
+  _globals['_COORDINATORSERVICE']._serialized_end=2366
 # @@protoc_insertion_point(module_scope)

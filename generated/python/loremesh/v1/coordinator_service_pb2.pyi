@@ -72,12 +72,17 @@ class AskRequest(_message.Message):
     GENERATION_FIELD_NUMBER: _builtins.int
     CONSISTENCY_FIELD_NUMBER: _builtins.int
     PROMPT_TOKEN_BUDGET_FIELD_NUMBER: _builtins.int
+    TOOL_ROUNDS_FIELD_NUMBER: _builtins.int
     question: _builtins.str
     """The question, in natural language."""
     route: Global___Route.ValueType
     """Where the evidence is to come from."""
     prompt_token_budget: _builtins.int
-    """Most tokens of the prompt. 0: the coordinator's default."""
+    """Most tokens of the prompt, without what tools give back. 0: the coordinator's default."""
+    tool_rounds: _builtins.int
+    """Times that the model may call tools before it must answer; it may make several calls each time. The one tool is `retrieve`: it searches the
+    collections of this question, on behalf of the same principal, with the same filter and consistency. 0: none.
+    """
     @_builtins.property
     def collections(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Collections to search. Empty: all that there are (at most 16)."""
@@ -109,10 +114,11 @@ class AskRequest(_message.Message):
         generation: _answer_pb2.GenerationOptions | None = ...,
         consistency: _collection_pb2.Consistency | None = ...,
         prompt_token_budget: _builtins.int = ...,
+        tool_rounds: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "generation", b"generation", "retrieval", b"retrieval"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collections", b"collections", "consistency", b"consistency", "generation", b"generation", "history", b"history", "prompt_token_budget", b"prompt_token_budget", "question", b"question", "retrieval", b"retrieval", "route", b"route"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collections", b"collections", "consistency", b"consistency", "generation", b"generation", "history", b"history", "prompt_token_budget", b"prompt_token_budget", "question", b"question", "retrieval", b"retrieval", "route", b"route", "tool_rounds", b"tool_rounds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -148,7 +154,7 @@ class AskResponse(_message.Message):
 
     @_builtins.property
     def tool_call(self) -> _message_pb2.ToolCall:
-        """The model calls a tool."""
+        """The model calls a tool. Of arguments that are too long only the beginning is shown."""
 
     @_builtins.property
     def tool_result(self) -> _message_pb2.ToolResult:
@@ -168,7 +174,7 @@ class AskResponse(_message.Message):
 
     @_builtins.property
     def sources(self) -> Global___Sources:
-        """The sources as the answer numbers them; before the first delta that could name one."""
+        """The sources as the answer numbers them; before the first delta that could name one. Comes again, whole, when a tool has added to them."""
 
     @_builtins.property
     def completion(self) -> _answer_pb2.Completion:

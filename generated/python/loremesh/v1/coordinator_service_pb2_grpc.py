@@ -61,8 +61,13 @@ class CoordinatorServiceServicer:
         reads the deltas and ignores the rest; events that it does not know it ignores too.
 
         The gRPC deadline is the budget of the whole answer; without one the server's default counts. What does not fit into it is left out and
-        named by a degradation. When the caller cancels, everything downstream is cancelled. Fails with COLLECTION_NOT_FOUND, REVISION_NOT_REACHED,
-        MODEL_NOT_FOUND, PEER_UNAVAILABLE, OVERLOADED. Is not repeated by proxies: a generation costs.
+        named by a degradation. When the caller cancels, everything downstream is cancelled.
+
+        With `tool_rounds` the model may call tools. Each call is a ToolCall, then the evidence that is new, then a ToolResult; a call that is refused or
+        fails has a result that says why, for the model reads it and goes on. Tokens, offsets, usage, timings and resumptions run on over all rounds.
+
+        Fails with COLLECTION_NOT_FOUND, REVISION_NOT_REACHED, MODEL_NOT_FOUND, UNSUPPORTED_BY_MODEL (a model that calls no tools), PEER_UNAVAILABLE,
+        OVERLOADED. Is not repeated by proxies: a generation costs.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -38,8 +38,13 @@ class CoordinatorServiceStub:
     reads the deltas and ignores the rest; events that it does not know it ignores too.
 
     The gRPC deadline is the budget of the whole answer; without one the server's default counts. What does not fit into it is left out and
-    named by a degradation. When the caller cancels, everything downstream is cancelled. Fails with COLLECTION_NOT_FOUND, REVISION_NOT_REACHED,
-    MODEL_NOT_FOUND, PEER_UNAVAILABLE, OVERLOADED. Is not repeated by proxies: a generation costs.
+    named by a degradation. When the caller cancels, everything downstream is cancelled.
+
+    With `tool_rounds` the model may call tools. Each call is a ToolCall, then the evidence that is new, then a ToolResult; a call that is refused or
+    fails has a result that says why, for the model reads it and goes on. Tokens, offsets, usage, timings and resumptions run on over all rounds.
+
+    Fails with COLLECTION_NOT_FOUND, REVISION_NOT_REACHED, MODEL_NOT_FOUND, UNSUPPORTED_BY_MODEL (a model that calls no tools), PEER_UNAVAILABLE,
+    OVERLOADED. Is not repeated by proxies: a generation costs.
     """
     Chat: _grpc.StreamStreamMultiCallable[_coordinator_service_pb2.ChatRequest, _coordinator_service_pb2.ChatResponse]
     """A conversation: turns and cancels in, events out, one completion a turn. Turns are answered one after the other. A turn that fails ends with
@@ -64,8 +69,13 @@ class CoordinatorServiceAsyncStub(CoordinatorServiceStub):
     reads the deltas and ignores the rest; events that it does not know it ignores too.
 
     The gRPC deadline is the budget of the whole answer; without one the server's default counts. What does not fit into it is left out and
-    named by a degradation. When the caller cancels, everything downstream is cancelled. Fails with COLLECTION_NOT_FOUND, REVISION_NOT_REACHED,
-    MODEL_NOT_FOUND, PEER_UNAVAILABLE, OVERLOADED. Is not repeated by proxies: a generation costs.
+    named by a degradation. When the caller cancels, everything downstream is cancelled.
+
+    With `tool_rounds` the model may call tools. Each call is a ToolCall, then the evidence that is new, then a ToolResult; a call that is refused or
+    fails has a result that says why, for the model reads it and goes on. Tokens, offsets, usage, timings and resumptions run on over all rounds.
+
+    Fails with COLLECTION_NOT_FOUND, REVISION_NOT_REACHED, MODEL_NOT_FOUND, UNSUPPORTED_BY_MODEL (a model that calls no tools), PEER_UNAVAILABLE,
+    OVERLOADED. Is not repeated by proxies: a generation costs.
     """
     Chat: _aio.StreamStreamMultiCallable[_coordinator_service_pb2.ChatRequest, _coordinator_service_pb2.ChatResponse]  # type: ignore[assignment]
     """A conversation: turns and cancels in, events out, one completion a turn. Turns are answered one after the other. A turn that fails ends with
@@ -93,8 +103,13 @@ class CoordinatorServiceServicer(metaclass=_abc_1.ABCMeta):
         reads the deltas and ignores the rest; events that it does not know it ignores too.
 
         The gRPC deadline is the budget of the whole answer; without one the server's default counts. What does not fit into it is left out and
-        named by a degradation. When the caller cancels, everything downstream is cancelled. Fails with COLLECTION_NOT_FOUND, REVISION_NOT_REACHED,
-        MODEL_NOT_FOUND, PEER_UNAVAILABLE, OVERLOADED. Is not repeated by proxies: a generation costs.
+        named by a degradation. When the caller cancels, everything downstream is cancelled.
+
+        With `tool_rounds` the model may call tools. Each call is a ToolCall, then the evidence that is new, then a ToolResult; a call that is refused or
+        fails has a result that says why, for the model reads it and goes on. Tokens, offsets, usage, timings and resumptions run on over all rounds.
+
+        Fails with COLLECTION_NOT_FOUND, REVISION_NOT_REACHED, MODEL_NOT_FOUND, UNSUPPORTED_BY_MODEL (a model that calls no tools), PEER_UNAVAILABLE,
+        OVERLOADED. Is not repeated by proxies: a generation costs.
         """
 
     @_abc_1.abstractmethod

@@ -205,7 +205,7 @@ class ToolResult(_message.Message):
     """The result, as the model reads it."""
     @_builtins.property
     def evidence_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Evidence that the call found."""
+        """Evidence that the call found, in the order of its rank; what had been found before keeps its id."""
 
     def __init__(
         self,

@@ -166,13 +166,13 @@ class Source(_message.Message):
     number: _builtins.int
     """Its number: n in `[n]`, from 1."""
     title: _builtins.str
-    """Title, for people."""
+    """Title, for people, on one line."""
     uri: _builtins.str
     """Address of the document; empty where it has none."""
     markdown: _builtins.str
     """The source as a Markdown link, for people."""
     text: _builtins.str
-    """The text that the messages quote."""
+    """The text that the messages quote: invisible characters are left out of it, and what a model would take for a control token is taken apart."""
     @_builtins.property
     def evidence_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The evidence that it is made of."""
