@@ -308,6 +308,15 @@ def open_model(stores: StoreSettings, settings: LanguageModelSettings) -> Langua
         ConfigurationError: A URL names nothing that this build has, a driver is not installed, or a tokenizer cannot be read.
     """
     urls = list(dict.fromkeys(url.strip() for url in stores.model.split(",")))
+    model = _open_engines(urls, settings)
+    if settings.tool_format == "native" or all(urlsplit(url).scheme == "extractive" for url in urls):
+        return model
+    from loremesh_agents.adapters.model.text_tools import TextToolModel
+
+    return TextToolModel(model)
+
+
+def _open_engines(urls: Sequence[str], settings: LanguageModelSettings) -> LanguageModel:
     if len(urls) == 1:
         return _open_engine(urls[0], settings)
     from loremesh_agents.adapters.model.pool import EnginePool

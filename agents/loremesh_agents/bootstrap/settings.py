@@ -84,6 +84,8 @@ class LanguageModelSettings(_Group):
     """Folder of the model's tokenizer (`tokenizer.json` and its neighbours). None: an engine over gRPC sends its own, a server over HTTP counts itself, or its tokens are estimated."""
     context_tokens: int = Field(default=8192, gt=0)
     """Context of the models of a server that does not say."""
+    tool_format: Literal["native", "rubra"] = "native"
+    """How the model calls tools: `native` as the engine's own interface has it, `rubra` as text, `starttoolcall{"name": ..., "arguments": {...}}endtoolcall`."""
     idle_timeout: float = Field(default=30.0, gt=0)
     """Time for which an engine may be silent in the middle of a call."""
 
