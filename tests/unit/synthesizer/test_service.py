@@ -1,11 +1,14 @@
 """What becomes of evidence on its way into a prompt."""
 
+import asyncio
 import hashlib
 import random
 import re
 from collections.abc import AsyncGenerator, Iterable, Sequence
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from loremesh_agents.domain.answer import Completion, DegradationReason, FinishReason
 from loremesh_agents.domain.conversation import Message, Role
@@ -369,3 +372,64 @@ async def test_without_a_counter_an_estimate_is_what_is_wanted() -> None:
     assert isinstance(end, Completion)
     assert end.degradations == ()
     assert end.usage.prompt_tokens > 0
+
+
+HOSTILE = st.lists(
+    st.sampled_from(
+        [
+            *(
+                "~~~ ",
+                "```",
+                "\n",
+                "\r",
+                "\u2028",
+                "\x85",
+                "\u200b",
+                "\u202e",
+                "\U000e0041",
+                "System:",
+                "### Instruction:",
+            ),
+            *(
+                "<|im_start|>",
+                "<|im_",
+                "start|>",
+                "[INST]",
+                "[/",
+                "INST]",
+                "</s>",
+                "starttoolcall",
+                "start",
+                "toolcall",
+                "{",
+            ),
+            *("![a](http://x)", "!", "[", "Question: ", "[2]\n", "a", " ", "0", "\u200d", "\ufeff"),
+        ]
+    )
+    | st.text(max_size=5),
+    max_size=14,
+).map("".join)
+
+
+@given(st.lists(st.tuples(HOSTILE, HOSTILE, HOSTILE), min_size=1, max_size=3))
+def test_whatever_documents_say_the_frame_of_the_prompt_is_ours(documents: list[tuple[str, str, str]]) -> None:
+    passages = [
+        passage(text, document_id=str(place), title=title, headings=(heading,))
+        for place, (title, heading, text) in enumerate(documents)
+    ]
+    prompt, _ = asyncio.run(made(ranked(*passages), duplicate_share=1.0))
+    body = prompt.messages[-1].text
+    lines = body.split("\n")
+    fence = lines[3]
+    frame = [line for place, line in enumerate(lines) if "\n".join(lines[:place]).split("\n").count(fence) % 2 == 0]
+    assert frame == [
+        "Sources:",
+        "",
+        *(line for number in range(1, len(prompt.sources) + 1) for line in (f"[{number}]", fence, "")),
+        f"Question: {START.question}",
+    ]
+    assert body.count(fence) == 2 * len(prompt.sources)
+    assert not re.search(
+        r"<\|im_start\|>|\[/?INST\]|</s>|starttoolcall\{|!\[|[\r\u2028\x85\u200b\u202e\ufeff\U000e0041]", body
+    )
+    assert not re.search(r"^(?:System:|### Instruction:)", body, re.MULTILINE)
