@@ -1,5 +1,6 @@
 """A model that calls tools, through all agents and over the wire. The engine is a double that writes what a test tells it to."""
 
+import json
 from collections.abc import AsyncGenerator, Sequence
 
 import grpc
@@ -10,6 +11,7 @@ from loremesh.v1 import knowledge_service_pb2 as knowledge_pb
 
 from loremesh_agents.adapters.model.text_tools import TextToolModel
 from loremesh_agents.bootstrap import backends
+from loremesh_agents.coordinator.tool_calls import RETRIEVE
 from loremesh_agents.domain.answer import FinishReason, TokenDelta, Usage
 from loremesh_agents.domain.conversation import Role
 from loremesh_agents.domain.deadline import Deadline
@@ -98,6 +100,8 @@ async def test_the_engine_reads_the_schema_of_the_arguments_and_the_result(engin
     (tool,) = first.tools
     assert tool.parameters["required"] == ["question"]
     assert tool.parameters["additionalProperties"] is False
+    # Engines refuse a limit of 1024.0, and see the same prompt only if names come in the same order.
+    assert json.dumps(tool.parameters) == json.dumps(RETRIEVE.parameters, sort_keys=True)
     assert [message.role for message in second.messages[-2:]] == [Role.ASSISTANT, Role.TOOL]
     assert second.messages[-1].text == result.text
 

@@ -361,8 +361,25 @@ def tool_to_proto(tool: Tool) -> message_pb2.Tool:
 
 
 def tool_from_proto(message: message_pb2.Tool) -> Tool:
-    """A function that a model may call."""
-    return Tool(message.name, message.description, json_format.MessageToDict(message.parameters))
+    """A function that a model may call. Its schema comes in one order whatever the wire's was, so that engines see the same prompt each time."""
+    return Tool(message.name, message.description, _schema_from_proto(message.parameters))
+
+
+def _schema_from_proto(message: struct_pb2.Struct) -> dict[str, object]:
+    return {name: _schema_value(message.fields[name]) for name in sorted(message.fields)}
+
+
+def _schema_value(message: struct_pb2.Value) -> object:
+    match message.WhichOneof("kind"):
+        case "struct_value":
+            return _schema_from_proto(message.struct_value)
+        case "list_value":
+            return [_schema_value(value) for value in message.list_value.values]
+        case "number_value" if message.number_value.is_integer():
+            # Engines refuse a `maxLength` of 1024.0.
+            return int(message.number_value)
+        case _:
+            return _value_from_proto(message)
 
 
 def source_to_proto(source: Source) -> synthesizer_service_pb2.Source:

@@ -165,7 +165,8 @@ class TextToolModel:
         }
         for feature, wanted in refused.items():
             if wanted and request.tools:
-                raise UnsupportedByModel(request.options.model or "that writes tool calls as text", feature)
+                first, *_ = await self._model.models(deadline=deadline)
+                raise UnsupportedByModel(request.options.model or first.name, feature)
         plain = replace(request, messages=in_text(request.messages, request.tools), tools=())
         async with aclosing(self._model.generate(plain, deadline=deadline)) as events:
             if not request.tools:

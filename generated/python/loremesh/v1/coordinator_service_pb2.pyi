@@ -41,7 +41,7 @@ class _RouteEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Route.ValueType
     ROUTE_RETRIEVAL_AND_SQL: _Route.ValueType  # 3
     """Both."""
     ROUTE_DIRECT: _Route.ValueType  # 4
-    """None: the model answers from the conversation alone."""
+    """None: the model answers from the conversation alone, and from what it finds with tools where it may call them."""
 
 class Route(_Route, metaclass=_RouteEnumTypeWrapper):
     """Where the evidence comes from."""
@@ -55,7 +55,7 @@ ROUTE_SQL: Route.ValueType  # 2
 ROUTE_RETRIEVAL_AND_SQL: Route.ValueType  # 3
 """Both."""
 ROUTE_DIRECT: Route.ValueType  # 4
-"""None: the model answers from the conversation alone."""
+"""None: the model answers from the conversation alone, and from what it finds with tools where it may call them."""
 Global___Route: _TypeAlias = Route  # noqa: Y015
 
 @_typing.final
