@@ -13,6 +13,7 @@ BENCHMARKS = {
     "cancel": "how soon a real vLLM rests after a client has cancelled",
     "freshness": "how soon an acknowledged document is found by another process",
     "generation": "what the mesh takes from a real vLLM in tokens a second and time to the first token",
+    "overload": "what one who floods costs another who asks now and then",
     "relay": "what the coordinator adds to a token stream between a client and a generator",
     "retrieval": "quality and time of the retriever on a data set in BEIR layout",
     "streams": "how many paced streams a coordinator holds, and one with several workers",
