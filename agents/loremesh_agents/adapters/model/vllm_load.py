@@ -4,6 +4,7 @@
 # The compiled contract has no types that its package exports; what comes is checked where it enters.
 
 import asyncio
+import math
 import re
 from http import HTTPStatus
 from typing import Any
@@ -101,9 +102,12 @@ def load_of_page(page: str) -> EngineLoad | None:
     samples: dict[str, list[float]] = {}
     for name, value in _SAMPLE.findall(page):
         try:
-            samples.setdefault(name, []).append(float(value))
+            number = float(value)
         except ValueError:
             return None
+        if not math.isfinite(number):
+            return None
+        samples.setdefault(name, []).append(number)
     running, waiting = samples.get("num_requests_running"), samples.get("num_requests_waiting")
     if running is None or waiting is None:
         return None
