@@ -80,7 +80,10 @@ def main() -> None:
     parser.add_argument("--children", type=Path)
     options = parser.parse_args()
     if options.context > 10_000:
-        print(f"loading\nValueError: not enough memory for a context of {options.context} tokens\nbye", flush=True)
+        print(
+            f"loading\nValueError: not enough memory for a context of {options.context} tokens\nSee https://errors.example/v",
+            flush=True,
+        )
         sys.exit(1)
     if options.children is not None:
         program = "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('up', flush=True)\ntime.sleep(600)"

@@ -13,7 +13,9 @@ _GRACE_SECONDS = 15.0
 _GPU_SECONDS = 10.0
 _TAIL_BYTES = 16_384
 _MEGABYTE = 1 << 20
-_TELLING = re.compile(r"error|exception|refused|cannot|failed|not enough|out of memory", re.IGNORECASE)
+_MOST_WORDS = 300
+# A line with an address is a hint where to read on about the error before it.
+_TELLING = re.compile(r"(?!.*://).*(error|exception|refused|cannot|failed|not enough|out of memory)", re.IGNORECASE)
 
 
 class EngineStart(Exception):
@@ -49,8 +51,9 @@ class EngineProcess:
         text = await asyncio.to_thread(_tail, self._log)
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         said = next(
-            (line for line in reversed(lines) if _TELLING.search(line)), lines[-1] if lines else "it said nothing"
+            (line for line in reversed(lines) if _TELLING.match(line)), lines[-1] if lines else "it said nothing"
         )
+        said = said[:_MOST_WORDS]
         code = self._process.returncode
         return said if code is None else f"exit code {code}: {said}"
 
