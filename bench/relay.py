@@ -28,6 +28,7 @@ from loremesh.v1 import (
 from bench.processes import Program, running
 from loremesh_agents.domain.answer import FinishReason, TokenDelta, Usage
 from loremesh_agents.domain.deadline import Deadline
+from loremesh_agents.generator.admission import TokenAdmission
 from loremesh_agents.generator.service import GeneratorService
 from loremesh_agents.generator.servicer import GeneratorServicer
 from loremesh_agents.generator.settings import GeneratorSettings
@@ -68,8 +69,8 @@ class PacedModel:
 
 async def _serve_generator(together: int) -> None:
     model: Any = PacedModel()
-    settings = GeneratorSettings(default_max_tokens=1 << 20, tokens_together=together)
-    servicer = GeneratorServicer(GeneratorService(model, settings))
+    settings = GeneratorSettings(default_max_tokens=1 << 20, tokens_together=together, tokens_in_flight=1 << 40)
+    servicer = GeneratorServicer(GeneratorService(model, settings, TokenAdmission(settings)))
     descriptor = generator_service_pb2.DESCRIPTOR.services_by_name["GeneratorService"]
     add = generator_service_pb2_grpc.add_GeneratorServiceServicer_to_server
     async with AgentServer("generator", [Service.of(descriptor, add, servicer)], ServerOptions()) as server:

@@ -14,6 +14,7 @@ from bench.http_pipeline.connections import Connections
 from bench.http_pipeline.coordinator import Relay, coordinator
 from bench.http_pipeline.stages import generator, retriever, synthesizer
 from bench.relay import PacedModel
+from loremesh_agents.generator.admission import TokenAdmission
 from loremesh_agents.generator.service import GeneratorService
 from loremesh_agents.generator.settings import GeneratorSettings
 
@@ -26,8 +27,10 @@ def _app(arguments: argparse.Namespace) -> FastAPI:
             return synthesizer(Connections(arguments.generator))
         case "generator":
             model: Any = PacedModel()
-            settings = GeneratorSettings(default_max_tokens=1 << 20, tokens_together=arguments.together)
-            return generator(GeneratorService(model, settings))
+            settings = GeneratorSettings(
+                default_max_tokens=1 << 20, tokens_together=arguments.together, tokens_in_flight=1 << 40
+            )
+            return generator(GeneratorService(model, settings, TokenAdmission(settings)))
         case _:
             addresses = (arguments.retriever, arguments.synthesizer, arguments.generator)
             return coordinator(*map(Connections, addresses), Relay(arguments.relay))

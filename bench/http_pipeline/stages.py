@@ -115,7 +115,7 @@ def generator(service: GeneratorService) -> FastAPI:
 
     async def written(body: Generation) -> AsyncIterator[bytes]:
         request = GenerationRequest(body.messages, body.question, body.sources)
-        async for event in service.generate(request, deadline=Deadline.after(_BUDGET)):
+        async for event in service.generate(request, principal=ANONYMOUS, deadline=Deadline.after(_BUDGET)):
             if isinstance(event, TokenDelta):
                 delta = {"text": event.text, "sequence": event.sequence, "token_count": event.token_count}
                 yield events.join(events.encode("delta", delta))

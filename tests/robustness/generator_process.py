@@ -40,7 +40,7 @@ class CountingModel:
 
 
 async def main() -> None:
-    with patch.object(backends, "open_model", lambda _: CountingModel()):
+    with patch.object(backends, "open_model", lambda *_: CountingModel()):
         settings = Settings()
         mesh = await build(["generator"], settings, free_ports=True)
         print(mesh.servers[0].target, flush=True)

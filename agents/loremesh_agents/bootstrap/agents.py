@@ -17,6 +17,7 @@ from loremesh.v1 import (
     synthesizer_service_pb2,
     synthesizer_service_pb2_grpc,
 )
+from prometheus_client import CollectorRegistry
 
 from loremesh_agents.adapters.parsing.parser import FileParser
 from loremesh_agents.bootstrap.backends import open_ranker
@@ -27,6 +28,7 @@ from loremesh_agents.clients.retriever import RetrieverClient
 from loremesh_agents.clients.synthesizer import SynthesizerClient
 from loremesh_agents.coordinator.service import CoordinatorService
 from loremesh_agents.coordinator.servicer import CoordinatorServicer
+from loremesh_agents.generator.metrics import PrometheusAdmissionMetrics
 from loremesh_agents.generator.service import GeneratorService
 from loremesh_agents.generator.servicer import GeneratorServicer
 from loremesh_agents.knowledge.service import KnowledgeService
@@ -49,6 +51,7 @@ class Parts:
         channel: Gives the channel to a peer by its name.
         peer: Gives the call layer to a peer by its name.
         stack: Closes what an agent opens.
+        registry: Collects metrics that are an agent's own.
     """
 
     settings: Settings
@@ -56,6 +59,7 @@ class Parts:
     channel: Callable[[str], grpc.aio.Channel]
     peer: Callable[[str], Peer]
     stack: AsyncExitStack
+    registry: CollectorRegistry
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +94,9 @@ class AgentSpec:
 
 def _generator(parts: Parts) -> BuiltAgent:
     settings = parts.settings.generator
-    servicer = GeneratorServicer(GeneratorService(parts.stores.model, settings))
+    model = parts.stores.model
+    admission = parts.stores.admission(settings, PrometheusAdmissionMetrics(parts.registry))
+    servicer = GeneratorServicer(GeneratorService(model, settings, admission))
     descriptor = generator_service_pb2.DESCRIPTOR.services_by_name["GeneratorService"]
     add = generator_service_pb2_grpc.add_GeneratorServiceServicer_to_server
     return BuiltAgent(Service.of(descriptor, add, servicer), default_budget=settings.default_budget)

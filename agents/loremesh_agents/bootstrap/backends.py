@@ -15,6 +15,7 @@ from loremesh_agents.domain.errors import ConfigurationError
 from loremesh_agents.domain.ranker import Ranker, RankerRefused
 from loremesh_agents.domain.ranker import load as load_ranker
 from loremesh_agents.ports.embedding import Embedder
+from loremesh_agents.ports.engine_load import LoadGauge
 from loremesh_agents.ports.graph import GraphStore
 from loremesh_agents.ports.language_model import LanguageModel
 from loremesh_agents.ports.text import TextIndex
@@ -301,13 +302,36 @@ def open_embedder(stores: StoreSettings) -> Embedder | None:
             raise _unknown("stores.embedder", url, "minilm://, minilm:///folder and none")
 
 
+def engine_urls(stores: StoreSettings) -> list[str]:
+    """The engines that write answers, each once."""
+    return list(dict.fromkeys(url.strip() for url in stores.model.split(",")))
+
+
+def open_load_gauges(stores: StoreSettings, settings: LanguageModelSettings) -> list[LoadGauge]:
+    """What asks those engines for their load that tell it."""
+    gauges: list[LoadGauge] = []
+    for url in engine_urls(stores):
+        match urlsplit(url).scheme:
+            case "vllm+grpc":
+                from loremesh_agents.adapters.model.vllm_load import VllmGrpcLoad
+
+                gauges.append(VllmGrpcLoad(_host_and_port("stores.model", url), idle_timeout=settings.idle_timeout))
+            case "openai+http" | "openai+https":
+                from loremesh_agents.adapters.model.vllm_load import VllmHttpLoad
+
+                gauges.append(VllmHttpLoad(url.removeprefix("openai+")))
+            case _:
+                continue
+    return gauges
+
+
 def open_model(stores: StoreSettings, settings: LanguageModelSettings) -> LanguageModel:
     """The engine that writes answers, or all of them as one. They need not be there yet: calls fail with BACKEND_UNAVAILABLE until they are.
 
     Raises:
         ConfigurationError: A URL names nothing that this build has, a driver is not installed, or a tokenizer cannot be read.
     """
-    urls = list(dict.fromkeys(url.strip() for url in stores.model.split(",")))
+    urls = engine_urls(stores)
     model = _open_engines(urls, settings)
     if settings.tool_format == "native" or all(urlsplit(url).scheme == "extractive" for url in urls):
         return model

@@ -87,7 +87,7 @@ async def build(
         servers: list[AgentServer] = []
         for spec in chosen(names):
             peers = _Peers(settings, targets, tracing_of(spec.name), resources)
-            built = spec.build(Parts(settings, stores, peers.channel, peers.peer, resources))
+            built = spec.build(Parts(settings, stores, peers.channel, peers.peer, resources, metrics.registry))
             address = "127.0.0.1:0" if free_ports else targets[spec.name]
             server = AgentServer(
                 spec.name,

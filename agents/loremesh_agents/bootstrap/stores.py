@@ -8,6 +8,8 @@ from loremesh_agents.bootstrap import backends
 from loremesh_agents.bootstrap.settings import Settings
 from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.errors import ConfigurationError
+from loremesh_agents.generator.admission import AdmissionMetrics, TokenAdmission
+from loremesh_agents.generator.settings import GeneratorSettings
 from loremesh_agents.ports.embedding import Embedder
 from loremesh_agents.ports.graph import GraphStore
 from loremesh_agents.ports.language_model import LanguageModel
@@ -91,6 +93,20 @@ class Stores:
         model = backends.open_model(self._settings, self._language_model)
         self._stack.push_async_callback(model.close)
         return model
+
+    def admission(self, settings: GeneratorSettings, metrics: AdmissionMetrics) -> TokenAdmission:
+        """What bounds the generations in flight at the engines.
+
+        Args:
+            settings: Of the generator.
+            metrics: Where it tells what it does.
+        """
+        # After the model: that names what a URL lacks.
+        gauges = backends.open_load_gauges(self._settings, self._language_model)
+        engines = len(backends.engine_urls(self._settings))
+        admission = TokenAdmission(settings, engines=engines, gauges=gauges, metrics=metrics)
+        self._stack.push_async_callback(admission.close)
+        return admission
 
     @property
     def graph_dependency(self) -> Dependency:

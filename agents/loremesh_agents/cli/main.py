@@ -21,6 +21,7 @@ _COMMANDS = {
     "health": "Ask the agents whether they are ready.",
     "ingest": "Read files or folders into a collection.",
     "serve": "Serve one agent, several, or all.",
+    "tune-engine": "Try settings of an engine out, and name the best.",
 }
 
 
@@ -32,7 +33,7 @@ class _LazyGroup(click.Group):
         if cmd_name not in _COMMANDS:
             return None
         # The name is one of the table's above.
-        module = importlib.import_module(f"loremesh_agents.cli.commands.{cmd_name}")
+        module = importlib.import_module(f"loremesh_agents.cli.commands.{cmd_name.replace('-', '_')}")
         command: click.Command = module.command
         return command
 

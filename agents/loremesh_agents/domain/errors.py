@@ -402,7 +402,7 @@ class Exhausted(LoremeshError):
 
 
 class Overloaded(Exhausted):
-    """The agent has as many calls in flight as it may have, and does not queue."""
+    """The agent has as much in flight as it may have, and cannot begin the call in time."""
 
     reason = "OVERLOADED"
     retryable = True
@@ -410,6 +410,15 @@ class Overloaded(Exhausted):
     def __init__(self, agent: str, limit: int, retry_after: float) -> None:
         super().__init__(
             f"The {agent} agent has {limit} calls in flight, its limit.",
+            metadata={"agent": agent, "limit": str(limit)},
+            retry_after=retry_after,
+        )
+
+    @classmethod
+    def queueing(cls, agent: str, limit: int, retry_after: float) -> Self:
+        """The error of an agent that queues by tokens, and has more to do than the call can wait for."""
+        return cls.restore(
+            f"The {agent} agent may have {limit} tokens in flight, and cannot begin this call in time.",
             metadata={"agent": agent, "limit": str(limit)},
             retry_after=retry_after,
         )

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 
 from loremesh_agents.domain.answer import Completion, TokenDelta
@@ -9,7 +10,9 @@ from loremesh_agents.domain.coalescing import coalesced
 from loremesh_agents.domain.conversation import Role
 from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.errors import InvalidRequest, ModelChanged, ModelNotFound, UnsupportedByModel
+from loremesh_agents.domain.principal import Principal
 from loremesh_agents.domain.read_ahead import ReadAhead
+from loremesh_agents.generator.admission import Generation, TokenAdmission
 from loremesh_agents.generator.settings import GeneratorSettings
 from loremesh_agents.ports.language_model import (
     Capability,
@@ -21,6 +24,10 @@ from loremesh_agents.ports.language_model import (
 )
 from loremesh_agents.ports.peers import GenerationStart
 
+_BYTES_A_TOKEN = 4
+_TOKENS_A_MESSAGE = 4
+"""That a chat template adds, about."""
+
 
 class GeneratorService:
     """Writes answers.
@@ -28,11 +35,13 @@ class GeneratorService:
     Args:
         model: The engine.
         settings: Defaults.
+        admission: Says when a generation may begin.
     """
 
-    def __init__(self, model: LanguageModel, settings: GeneratorSettings) -> None:
+    def __init__(self, model: LanguageModel, settings: GeneratorSettings, admission: TokenAdmission) -> None:
         self._model = model
         self._settings = settings
+        self._admission = admission
 
     @property
     def settings(self) -> GeneratorSettings:
@@ -40,7 +49,7 @@ class GeneratorService:
         return self._settings
 
     async def generate(
-        self, request: GenerationRequest, *, deadline: Deadline
+        self, request: GenerationRequest, *, principal: Principal, deadline: Deadline
     ) -> AsyncGenerator[GenerationStart | TokenDelta | ToolCallPiece | Completion]:
         """Streams who writes, the tokens, and a completion. Closing it stops the engine.
 
@@ -49,6 +58,7 @@ class GeneratorService:
             ModelNotFound: The engine does not serve the model.
             UnsupportedByModel: The model cannot do what is asked.
             ModelChanged: The generation to go on with was begun by another model.
+            Overloaded: There is more to write than this one can wait for.
         """
         if request.messages[-1].role not in (Role.USER, Role.TOOL):
             raise InvalidRequest.of("messages", "the last message must be of role USER or TOOL")
@@ -62,12 +72,24 @@ class GeneratorService:
             if request.resume.model_fingerprint != model.fingerprint:
                 raise ModelChanged(model.name, request.resume.model_fingerprint, model.fingerprint)
         request = replace(request, default_max_tokens=self._settings.default_max_tokens)
-        yield GenerationStart(model.name, model.fingerprint)
+        prompt = estimated_prompt_tokens(request)
+        longest = min(request.options.max_tokens or self._settings.default_max_tokens, model.context_tokens)
+        async with self._admission.admitted(principal, prompt, longest, deadline=deadline) as admitted:
+            yield GenerationStart(model.name, model.fingerprint)
+            async with aclosing(self._written(request, model, began, admitted, deadline)) as events:
+                async for event in events:
+                    yield event
+
+    async def _written(
+        self, request: GenerationRequest, model: Model, began: float, admitted: Generation, deadline: Deadline
+    ) -> AsyncGenerator[TokenDelta | ToolCallPiece | Completion]:
+        """What the engine writes."""
         timings: dict[str, float] = {}
         async with ReadAhead(self._model.generate(request, deadline=deadline)) as written:
             while (events := await written.take()) is not None:
                 for event in coalesced(events, self._settings.tokens_together):
                     if isinstance(event, GenerationEnd):
+                        admitted.used = event.usage.prompt_tokens + event.usage.completion_tokens
                         yield Completion(
                             event.finish_reason,
                             event.usage,
@@ -79,6 +101,8 @@ class GeneratorService:
                         return
                     if not timings:
                         timings["first_token"] = time.monotonic() - began
+                    if isinstance(event, TokenDelta):
+                        admitted.used += event.token_count
                     yield event
         raise RuntimeError("the engine ended without an end")
 
@@ -96,3 +120,11 @@ class GeneratorService:
             if name in ("", model.name):
                 return model
         raise ModelNotFound(name, [model.name for model in models])
+
+
+def estimated_prompt_tokens(request: GenerationRequest) -> int:
+    """Tokens of a prompt, about: to count them would cost nearly as much as to begin, and who asks is charged what the engine counts in the end."""
+    texts = [message.text for message in request.messages]
+    texts += [f"{tool.name}{tool.description}{tool.parameters}" for tool in request.tools]
+    size = sum(len(text.encode()) for text in texts)
+    return size // _BYTES_A_TOKEN + _TOKENS_A_MESSAGE * len(texts)

@@ -23,7 +23,9 @@ class GeneratorServicer(pb_grpc.GeneratorServiceServicer):
     async def Generate(
         self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext[pb.GenerateRequest, pb.GenerateResponse]
     ) -> AsyncGenerator[pb.GenerateResponse]:
-        written = self._service.generate(wire.generation_request_from_proto(request), deadline=self._deadline())
+        written = self._service.generate(
+            wire.generation_request_from_proto(request), principal=current().principal, deadline=self._deadline()
+        )
         async with aclosing(written) as events:
             async for event in events:
                 yield convert.event_to_proto(event)

@@ -17,6 +17,8 @@ from loremesh_agents.domain.errors import (
     ModelNotFound,
     UnsupportedByModel,
 )
+from loremesh_agents.domain.principal import ANONYMOUS
+from loremesh_agents.generator.admission import TokenAdmission
 from loremesh_agents.generator.service import GeneratorService
 from loremesh_agents.generator.settings import GeneratorSettings
 from loremesh_agents.ports.language_model import (
@@ -80,13 +82,16 @@ class Engine:
 
 
 def service(engine: Engine, **settings: float) -> GeneratorService:
-    return GeneratorService(engine, GeneratorSettings.model_validate(settings))
+    made = GeneratorSettings.model_validate(settings)
+    return GeneratorService(engine, made, TokenAdmission(made))
 
 
 async def all_of(
     engine: Engine, request: GenerationRequest = ASKED, **settings: float
 ) -> list[GenerationStart | TokenDelta | ToolCallPiece | Completion]:
-    return [event async for event in service(engine, **settings).generate(request, deadline=soon())]
+    return [
+        event async for event in service(engine, **settings).generate(request, principal=ANONYMOUS, deadline=soon())
+    ]
 
 
 def asked(**options: object) -> GenerationRequest:
@@ -118,7 +123,9 @@ async def test_tokens_that_are_ready_together_travel_together(together: int, siz
 
 async def test_a_token_that_is_ready_does_not_wait_for_the_next() -> None:
     gate, began = asyncio.Event(), time.monotonic()
-    events = service(Engine(*tokens(2), gate, *tokens(2, first=2), END)).generate(ASKED, deadline=soon())
+    events = service(Engine(*tokens(2), gate, *tokens(2, first=2), END)).generate(
+        ASKED, principal=ANONYMOUS, deadline=soon()
+    )
     async with asyncio.timeout(5):
         assert isinstance(await anext(events), GenerationStart)
         assert await anext(events) == TokenDelta("0 1 ", 0, 2)
@@ -142,7 +149,7 @@ async def test_a_tool_call_keeps_its_place() -> None:
 async def test_the_deadline_reaches_the_engine() -> None:
     engine, deadline = Engine(END), soon()
     generator = service(engine)
-    assert len([event async for event in generator.generate(ASKED, deadline=deadline)]) == 2
+    assert len([event async for event in generator.generate(ASKED, principal=ANONYMOUS, deadline=deadline)]) == 2
     await generator.models(deadline=deadline)
     assert await generator.count_tokens("plain", ["tea", ""], deadline=deadline) == (3, 0)
     assert set(engine.deadlines) == {deadline}
@@ -213,7 +220,7 @@ async def test_an_engine_that_fails_has_its_tokens_delivered_first(
     failure: Exception | None, expected: type[Exception]
 ) -> None:
     engine = Engine(*tokens(3), *([failure] if failure else []))
-    events = service(engine).generate(ASKED, deadline=soon())
+    events = service(engine).generate(ASKED, principal=ANONYMOUS, deadline=soon())
     assert await anext(events) == GenerationStart("able", "print of able")
     assert await anext(events) == TokenDelta("0 1 2 ", 0, 3)
     with pytest.raises(expected):
@@ -224,7 +231,7 @@ async def test_an_engine_that_fails_has_its_tokens_delivered_first(
 async def test_leaving_stops_the_engine_and_leaves_no_task(taken: int) -> None:
     before = asyncio.all_tasks()
     engine = Engine(*tokens(1), asyncio.Event(), END)
-    events = service(engine).generate(ASKED, deadline=soon())
+    events = service(engine).generate(ASKED, principal=ANONYMOUS, deadline=soon())
     for _ in range(taken):
         await anext(events)
     await events.aclose()

@@ -95,8 +95,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Code ABORTED. Metadata: backend. Retry: yes.
     """
     ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 17
-    """The agent has as many calls in flight as it may have, and does not queue; with google.rpc.QuotaFailure and
-    google.rpc.RetryInfo.
+    """The agent has as much in flight as it may have, calls or (the generator) tokens, and cannot begin this call in time;
+    with google.rpc.QuotaFailure and google.rpc.RetryInfo.
     Code RESOURCE_EXHAUSTED. Metadata: agent, limit. Retry: yes, after the delay of RetryInfo.
     """
     ERROR_REASON_STORAGE_FULL: _ErrorReason.ValueType  # 18
@@ -235,8 +235,8 @@ ERROR_REASON_WRITE_CONFLICT: ErrorReason.ValueType  # 16
 Code ABORTED. Metadata: backend. Retry: yes.
 """
 ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 17
-"""The agent has as many calls in flight as it may have, and does not queue; with google.rpc.QuotaFailure and
-google.rpc.RetryInfo.
+"""The agent has as much in flight as it may have, calls or (the generator) tokens, and cannot begin this call in time;
+with google.rpc.QuotaFailure and google.rpc.RetryInfo.
 Code RESOURCE_EXHAUSTED. Metadata: agent, limit. Retry: yes, after the delay of RetryInfo.
 """
 ERROR_REASON_STORAGE_FULL: ErrorReason.ValueType  # 18

@@ -1,0 +1,1 @@
+"""Finds settings of an engine that writes answers by trying them out."""
