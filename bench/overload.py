@@ -1,7 +1,7 @@
 """What one who floods costs another who asks now and then: a generator over gRPC, before an engine double of fixed speed.
 
 The engine is at work on 16 generations at once, writes a token of each every 10 ms, and takes 100 ms to read a prompt; what comes beyond waits in it in the order
-of arrival. The flooder keeps 200 calls in flight and repeats a refused one after half a second, whatever it is told. The polite principal asks one question after the
+of arrival. The flooder keeps 200 calls in flight and repeats a refused one after half a second in the mean, whatever it is told. The polite principal asks one question after the
 other. Measured are its times to the first token alone, beside the flooder, and beside the flooder where the generator admits everything. Generator, flooder and
 the polite one are processes of their own.
 """
@@ -9,6 +9,7 @@ the polite one are processes of their own.
 import argparse
 import asyncio
 import json
+import random
 import statistics
 import sys
 import tempfile
@@ -106,7 +107,7 @@ async def _flood(target: str) -> None:
                 if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
                     raise
                 got["shed"] += 1
-                await asyncio.sleep(_REPEAT)
+                await asyncio.sleep(random.uniform(0, 2 * _REPEAT))
 
     async with grpc.aio.insecure_channel(target) as channel:
         stub = generator_service_pb2_grpc.GeneratorServiceStub(channel)
