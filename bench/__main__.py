@@ -11,6 +11,7 @@ BENCHMARKS = {
     "http_baseline": "the mesh against the same pipeline of FastAPI services with httpx between them",
     "answers": "quality of the extractive answers on a data set in BEIR layout",
     "cancel": "how soon a real vLLM rests after a client has cancelled",
+    "engines": "graph engines side by side: documents in, questions answered",
     "freshness": "how soon an acknowledged document is found by another process",
     "generation": "what the mesh takes from a real vLLM in tokens a second and time to the first token",
     "injection": "what hostile documents can do to a prompt, with the guard and without it",

@@ -22,6 +22,7 @@ from cassandra import (
     DriverException,
     InvalidRequest,
     OperationTimedOut,
+    ReadFailure,
     Unavailable,
     WriteTimeout,
 )
@@ -37,6 +38,8 @@ _log = logging.getLogger(__name__)
 _BACKEND = "cassandra"
 _THREADS = 2
 _AT_ONCE = 64
+_BUILDING = "INDEX_NOT_AVAILABLE"
+_PAUSE = 0.05
 _MOST_PREPARED = 512
 _CONNECT_SECONDS = 10
 _LONGEST_PAUSE = 10.0
@@ -127,7 +130,8 @@ class CassandraConnection:
         async with self._translated(stage, deadline, tell_missing=consistency == ALL):
             session = await self._connected()
             prepared = await self._preparation(session, statement)
-            for start in range(0, len(rows), _AT_ONCE):
+            start = 0
+            while start < len(rows):
                 some = rows[start : start + _AT_ONCE]
                 answers: list[asyncio.Future[list[Any]]] = [asyncio.get_running_loop().create_future() for _ in some]
                 bindings = list(zip(some, answers, strict=True))
@@ -135,7 +139,15 @@ class CassandraConnection:
                     self._threads,
                     partial(_send, session, prepared, bindings, consistency=consistency, deadline=deadline),
                 )
-                found += await asyncio.gather(*answers)
+                try:
+                    found += await asyncio.gather(*answers)
+                except ReadFailure as error:
+                    # An index that was just made, or a node that just started, says so for a moment.
+                    if _BUILDING not in str(error):
+                        raise
+                    await asyncio.sleep(_PAUSE)
+                    continue
+                start += _AT_ONCE
         return found
 
     async def scan(self, statement: str, *, stage: str, deadline: Deadline) -> list[Any]:
