@@ -14,6 +14,7 @@ it needs no refresh; the passages have had one by then.
 import asyncio
 import logging
 import ssl
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from collections.abc import Collection as Group
 from contextlib import asynccontextmanager
@@ -170,7 +171,7 @@ class OpenSearchConnection:
             raise BackendUnavailable(_BACKEND) from error
 
 
-class OpenSearchStore(Generic[AnyPage]):
+class OpenSearchStore(ABC, Generic[AnyPage]):
     """An `IndexStore` in OpenSearch, for indexes whose pages have passages in `removed`.
 
     Args:
@@ -189,13 +190,13 @@ class OpenSearchStore(Generic[AnyPage]):
         """See `IndexStore`."""
         return f"opensearch index {self._index.name}"
 
+    @abstractmethod
     def entries(self, page: AnyPage) -> Iterator[tuple[PassageRef, Mapping[str, Any]]]:
         """The passages that a page adds, with the fields of their documents."""
-        raise NotImplementedError
 
+    @abstractmethod
     def removed(self, page: AnyPage) -> Sequence[PassageRef]:
         """The passages that a page removes."""
-        raise NotImplementedError
 
     async def widen(self, state: IndexState, page: AnyPage, *, deadline: Deadline) -> IndexState:
         """What has to be done before a page can be taken; gives the state that follows, but for its revision."""

@@ -4,11 +4,14 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from typing import Any, TypeVar
 
 import grpc
 
+from loremesh_agents.adapters.model.token_model import EngineEnd, EngineLogprobs, EngineTokens
+from loremesh_agents.domain.answer import FinishReason
 from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.errors import BackendUnavailable, BudgetExhausted, LoremeshError, UnsupportedByModel
 from loremesh_agents.runtime.channel import ChannelOptions, open_channel
@@ -20,6 +23,7 @@ _REFUSED = frozenset(
     {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.OUT_OF_RANGE}
 )
 _MOST_DETAILS = 300
+_FINISHES = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}
 _Response = TypeVar("_Response")
 
 
@@ -88,6 +92,41 @@ class GrpcEngine:
         finally:
             idle.stop()
             call.cancel()
+
+    async def tokens(
+        self,
+        method: Any,
+        message: object,
+        logprobs: Callable[[Any], Sequence[EngineLogprobs]],
+        *,
+        model: str,
+        deadline: Deadline,
+    ) -> AsyncGenerator[EngineTokens | EngineEnd]:
+        """What a method writes that gives chunks with new ids, and a last message that repeats some or all of them.
+
+        Args:
+            method: Of the engine's stub.
+            message: The request.
+            logprobs: What a chunk says of its tokens' likelihood.
+            model: Whose request this is.
+            deadline: When the answer becomes useless.
+
+        Raises:
+            BackendUnavailable: As `stream`; or it ends without a reason, or with one that is not known.
+            BudgetExhausted: The deadline passed.
+            UnsupportedByModel: The engine refuses the request.
+        """
+        async with aclosing(self.stream(method, message, model=model, deadline=deadline)) as responses:
+            async for response in responses:
+                if response.HasField("chunk"):
+                    yield EngineTokens(response.chunk.token_ids, logprobs(response.chunk))
+                elif response.HasField("complete"):
+                    reason = _FINISHES.get(response.complete.finish_reason)
+                    if reason is None:
+                        break
+                    yield EngineEnd(reason)
+                    return
+        raise BackendUnavailable(self.backend)
 
     async def archive(self, method: Any, request: object, most_bytes: int, *, deadline: Deadline) -> bytes:
         """The tokenizer that an engine sends in chunks with its SHA-256 in the last one.

@@ -48,8 +48,7 @@ class OpenAiApi:
         self._idle_timeout = idle_timeout
         self._client = httpx.AsyncClient(
             headers={"authorization": f"Bearer {api_key}"} if api_key else {},
-            # Deadline and silence are measured below, where it is known which of them passed.
-            timeout=None,  # noqa: S113 - see above
+            timeout=None,  # noqa: S113 - deadline and silence are measured below, where it is known which of them passed
             limits=httpx.Limits(max_connections=_MOST_CONNECTIONS, max_keepalive_connections=64),
             # Settings alone say where the engine is and with which key: no proxy, no netrc.
             trust_env=False,

@@ -19,7 +19,6 @@ from loremesh_agents.adapters.model.token_model import (
     EngineRequest,
     EngineTokens,
 )
-from loremesh_agents.domain.answer import FinishReason
 from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.errors import BackendUnavailable
 from loremesh_agents.ports.language_model import Capability
@@ -29,7 +28,6 @@ pb: Any = _pb
 common: Any = _common
 
 _CAPABILITIES = frozenset({Capability.GENERATION, Capability.LOGPROBS, Capability.RESUME, Capability.SAMPLING})
-_FINISHES = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}
 
 
 class TrtllmGrpcEngine:
@@ -72,19 +70,10 @@ class TrtllmGrpcEngine:
     async def generate(self, request: EngineRequest, *, deadline: Deadline) -> AsyncGenerator[EngineTokens | EngineEnd]:
         """See the protocol."""
         message = _message(request)
-        messages = self._engine.stream(self._stub.Generate, message, model=request.model, deadline=deadline)
-        async with aclosing(messages) as responses:
-            async for response in responses:
-                if response.HasField("chunk"):
-                    yield EngineTokens(response.chunk.token_ids, _logprobs(response.chunk))
-                elif response.HasField("complete"):
-                    # It has the ids of all chunks once more.
-                    reason = _FINISHES.get(response.complete.finish_reason)
-                    if reason is None:
-                        raise BackendUnavailable(self.backend)
-                    yield EngineEnd(reason)
-                    return
-        raise BackendUnavailable(self.backend)
+        events = self._engine.tokens(self._stub.Generate, message, _logprobs, model=request.model, deadline=deadline)
+        async with aclosing(events):
+            async for event in events:
+                yield event
 
     async def close(self) -> None:
         """See the protocol."""
