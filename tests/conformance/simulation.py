@@ -92,7 +92,7 @@ async def digest(store: GraphStore) -> tuple[int, object]:
             "statistics": entry.statistics,
             "entities": entry.entities,
             "titles": {(edge.entity, names[edge.passage]) for edge in entry.titles},
-            "mentions": {(edge.entity, names[edge.passage]) for edge in expansion.mentions},
+            "mentions": {(key, names[ref]) for key, refs in expansion.mentions.items() for ref in refs},
             "seed mentions": {(edge.entity, names[edge.passage]) for edge in expansion.seed_mentions},
             "references": {(names[edge.source], names[edge.target], edge.in_degree) for edge in expansion.references},
         }

@@ -232,7 +232,7 @@ async def seen(snapshot: GraphSnapshot) -> dict[str, object]:
                 "seed mentions": {(edge.entity, names[edge.passage]) for edge in expansion.seed_mentions},
                 "seed titles": {(edge.entity, names[edge.passage], edge.weight) for edge in expansion.seed_titles},
                 "titles": {(edge.entity, names[edge.passage], edge.weight) for edge in expansion.titles},
-                "mentions": {(edge.entity, names[edge.passage]) for edge in expansion.mentions},
+                "mentions": {(key, names[ref]) for key, refs in expansion.mentions.items() for ref in refs},
                 "references": {
                     (names[edge.source], names[edge.target], edge.in_degree) for edge in expansion.references
                 },

@@ -58,7 +58,7 @@ async def reached_ids(store: GraphStore, key: str, **options: object) -> set[str
         found = await snapshot.expand(
             [], [], entities=[key], known=(), mention_limit=60, title_limit=10, deadline=soon()
         )
-        refs = [edge.passage for edge in found.mentions]
+        refs = [ref for refs in found.mentions.values() for ref in refs]
         return {passage.document_id for passage in (await snapshot.fetch(refs, deadline=soon())).values()}
 
 

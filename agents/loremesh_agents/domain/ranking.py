@@ -6,7 +6,7 @@ engine that proposed them.
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -94,6 +94,33 @@ class _Largest(dict[_Key, tuple[float, _Origin]]):
 
 
 @dataclass(slots=True)
+class _Gains:
+    """What passages are offered, in order, and by what."""
+
+    refs: list[PassageRef] = field(default_factory=list[PassageRef])
+    values: list[float] = field(default_factory=list[float])
+    trails: list[Trail] = field(default_factory=list[Trail])
+    origins: list[int] = field(default_factory=list[int])
+    """Of each value, the place of its trail."""
+
+    def offer(self, refs: Collection[PassageRef], values: Iterable[float], trail: Trail) -> None:
+        self.refs.extend(refs)
+        self.values.extend(values)
+        self.origins.extend([len(self.trails)] * len(refs))
+        self.trails.append(trail)
+
+    def largest(self) -> tuple[list[PassageRef], NDArray[np.float64], list[Trail]]:
+        """The passages that are offered something, the largest value of each, and what offered it; of equal ones the first."""
+        values = np.array(self.values)
+        descending = np.argsort(-values, kind="stable")
+        descending = descending[values[descending] > 0]
+        refs = np.array(self.refs, dtype=np.int64)
+        found, first = np.unique(refs[descending], return_index=True)
+        best = descending[first]
+        return found.tolist(), values[best], [self.trails[self.origins[place]] for place in best.tolist()]
+
+
+@dataclass(slots=True)
 class _Neighbourhood:
     """What is known of the graph around the passages that were seeds."""
 
@@ -102,7 +129,7 @@ class _Neighbourhood:
     mentioned: defaultdict[PassageRef, list[str]] = field(default_factory=lambda: defaultdict(list))
     borne: defaultdict[PassageRef, list[str]] = field(default_factory=lambda: defaultdict(list))
     bearers: defaultdict[str, dict[PassageRef, float]] = field(default_factory=lambda: defaultdict(dict))
-    mentioners: defaultdict[str, dict[PassageRef, None]] = field(default_factory=lambda: defaultdict(dict))
+    mentioners: dict[str, Sequence[PassageRef]] = field(default_factory=dict[str, Sequence[PassageRef]])
     references: defaultdict[PassageRef, list[ReferenceEdge]] = field(default_factory=lambda: defaultdict(list))
 
     def take(self, expansion: Expansion) -> None:
@@ -114,8 +141,7 @@ class _Neighbourhood:
             self.borne[title.passage].append(title.entity)
         for title in expansion.titles:
             self.bearers[title.entity][title.passage] = title.weight
-        for mention in expansion.mentions:
-            self.mentioners[mention.entity][mention.passage] = None
+        self.mentioners.update(expansion.mentions)
         for reference in expansion.references:
             self.references[reference.source].append(reference)
 
@@ -159,6 +185,7 @@ class Ranking:
         self._vectors: list[NDArray[np.float32]] = []
         self._trails: dict[PassageRef, Trail] = {}
         self._seeds: tuple[PassageRef, ...] = ()
+        self._lending: tuple[PassageRef, ...] | None = None
 
     @property
     def known(self) -> frozenset[PassageRef]:
@@ -189,30 +216,33 @@ class Ranking:
 
     def add(self, features: PassageFeatures) -> None:
         """Takes candidates; they are scored with the next `begin` or `propagate`."""
-        fresh = [row for row, ref in enumerate(features.refs) if ref not in self._rows]
+        if not self._rows.keys().isdisjoint(features.refs):
+            features = _only(features, [row for row, ref in enumerate(features.refs) if ref not in self._rows])
         text = bm25(features, self._terms, self._statistics)
         similar = cosine(features, self.question)
-        for row in fresh:
-            self._rows[features.refs[row]] = len(self._refs)
-            self._refs.append(features.refs[row])
-            self._names.append(features.passage_ids[row])
-        self._bm25 = np.concatenate([self._bm25, text[fresh]])
-        self._cosine = np.concatenate([self._cosine, similar[fresh] if similar is not None else np.zeros(len(fresh))])
-        priors = [self._priors.get(features.refs[row], (0.0, ""))[0] for row in fresh]
+        rows = range(len(self._refs), len(self._refs) + len(features.refs))
+        self._rows.update(zip(features.refs, rows, strict=True))
+        self._refs.extend(features.refs)
+        self._names.extend(features.passage_ids)
+        self._bm25 = np.concatenate([self._bm25, text])
+        self._cosine = np.concatenate([self._cosine, similar if similar is not None else np.zeros(len(text))])
+        priors = [self._priors[ref][0] if ref in self._priors else 0.0 for ref in features.refs]
         self._prior = np.concatenate([self._prior, priors])
-        self._holds = np.concatenate([self._holds, features.term_frequencies[fresh] > 0])
+        self._holds = np.concatenate([self._holds, features.term_frequencies > 0])
         if self.question is not None:
             known = features.vectors.shape[1] > 0
-            empty = np.zeros((len(fresh), len(self.question)), dtype=np.float32)
-            self._vectors.append(features.vectors[fresh] if known else empty)
+            empty = np.zeros((len(text), len(self.question)), dtype=np.float32)
+            self._vectors.append(features.vectors if known else empty)
 
     def begin(self) -> None:
         """Scores all candidates by vectors, text and the question's links; nothing has been propagated yet."""
-        self._rate({})
+        self._rate(_Gains())
 
     def seeds(self) -> tuple[PassageRef, ...]:
         """The passages that lend their score to others: the best four."""
-        return tuple(self._refs[row] for row in self._best(SEEDS))
+        if self._lending is None:
+            self._lending = tuple(self._refs[row] for row in self._best(SEEDS))
+        return self._lending
 
     def frontier(self) -> tuple[PassageRef, ...]:
         """The seeds whose neighbourhood is not known yet."""
@@ -268,34 +298,35 @@ class Ranking:
         similar = np.concatenate(self._vectors) @ questions.T
         self._substituted = similar.max(axis=1).astype(np.float64)
         self._score = self._score + SUBSTITUTION_WEIGHT * self._substituted
+        self._lending = None
 
-    def _gains(self, activation: Mapping[PassageRef, float]) -> _Largest[PassageRef, Trail]:
-        """What each passage is lent the most, and by what."""
+    def _gains(self, activation: Mapping[PassageRef, float]) -> _Gains:
+        """What passages are lent, and by what."""
         graph = self._graph
-        gains = _Largest[PassageRef, Trail]()
+        gains = _Gains()
         lent = _Largest[str, PassageRef | None]()
         for seed, act in activation.items():
             for key in graph.mentioned.get(seed, ()):
                 lent.offer(key, _MENTION_SHARE * act**2, seed)
             for reference in graph.references.get(seed, ()):
                 value = _MENTION_SHARE * act**2 / max(reference.in_degree, 1) ** 0.3
-                gains.offer(reference.target, value, Trail(seed, "", by_title=False))
+                gains.offer([reference.target], [value], Trail(seed, "", by_title=False))
         for key, (value, origin) in lent.items():
             entity = graph.entities[key]
             spread = max(entity.title_count, 1) ** 0.6 * max(entity.mention_count, 1) ** 0.3
-            trail = Trail(origin, key, by_title=True)
-            for ref, weight in graph.bearers.get(key, {}).items():
-                gains.offer(ref, value * weight / spread, trail)
+            bearers = graph.bearers.get(key, {})
+            shares = [value * weight / spread for weight in bearers.values()]
+            gains.offer(bearers, shares, Trail(origin, key, by_title=True))
         for seed, act in activation.items():
             for key in graph.borne.get(seed, ()):
                 lent.offer(key, _TITLE_SHARE * act, seed)
         for key, linked in self.linked.items():
             lent.offer(key, _QUESTION_SHARE * linked.confidence, None)
         for key, (value, origin) in lent.items():
-            common = math.log2(1.5 + graph.entities[key].mention_count) ** 0.3 if key in graph.mentioners else 1.0
-            trail = Trail(origin, key, by_title=False)
-            for ref in graph.mentioners.get(key, ()):
-                gains.offer(ref, _CO_MENTION * value / common, trail)
+            mentioners = graph.mentioners.get(key, ())
+            if mentioners:
+                share = _CO_MENTION * value / math.log2(1.5 + graph.entities[key].mention_count) ** 0.3
+                gains.offer(mentioners, [share] * len(mentioners), Trail(origin, key, by_title=False))
         return gains
 
     def signals(self, count: int) -> NDArray[np.float64]:
@@ -376,6 +407,7 @@ class Ranking:
         """
         self._score = self._score.copy()
         self._score[self._best(len(relevance))] += RELEVANCE_WEIGHT * relevance
+        self._lending = None
 
     def _best(self, count: int) -> list[int]:
         """The rows of the best candidates, in order."""
@@ -389,14 +421,15 @@ class Ranking:
     def _best_text(self) -> float:
         return float(self._bm25.max(initial=0.0)) or 1.0
 
-    def _rate(self, gains: Mapping[PassageRef, tuple[float, Trail]]) -> None:
-        self._gain = np.zeros(len(self._refs))
-        for ref, (value, _) in gains.items():
-            row = self._rows.get(ref)
-            if row is not None:
-                self._gain[row] = GRAPH_WEIGHT * value
-        self._trails = {ref: trail for ref, (_, trail) in gains.items()}
+    def _rate(self, gains: _Gains) -> None:
+        refs, values, trails = gains.largest()
+        # The last one is for what no candidate is: a store may have left it out meanwhile.
+        self._gain = np.zeros(len(self._refs) + 1)
+        self._gain[[self._rows.get(ref, -1) for ref in refs]] = GRAPH_WEIGHT * values
+        self._gain = self._gain[:-1]
+        self._trails = dict(zip(refs, trails, strict=True))
         self._score = self._own() + self._gain
+        self._lending = None
 
     def _own(self) -> NDArray[np.float64]:
         """What a passage says itself, and what the question names of it."""
@@ -409,6 +442,18 @@ class Ranking:
         if self._prior[row] >= self._gain[row] or (trail is not None and trail.seed == ref):
             return Trail(None, self._priors[ref][1], by_title=True) if self._prior[row] else None
         return trail
+
+
+def _only(features: PassageFeatures, rows: Sequence[int]) -> PassageFeatures:
+    """The features of some passages."""
+    return PassageFeatures(
+        tuple([features.refs[row] for row in rows]),
+        tuple([features.passage_ids[row] for row in rows]),
+        features.lengths[rows],
+        features.term_frequencies[rows],
+        features.vectors[rows],
+        features.has_vector[rows],
+    )
 
 
 def _ranks(values: NDArray[np.float64]) -> NDArray[np.intp]:

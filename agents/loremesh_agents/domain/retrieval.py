@@ -1,6 +1,6 @@
 """What a caller asks of a retrieval, and the candidate sub-graph that is ranked for it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple, NewType
@@ -154,7 +154,7 @@ class Expansion:
         seed_mentions: From seeds to entities.
         seed_titles: From seeds to entities.
         titles: From the entities to readable passages that bear their names.
-        mentions: From the entities with few enough mentions to readable passages.
+        mentions: From the entities with few enough mentions, by key, to readable passages.
         references: From the seeds to readable passages.
         features: Of all passages reached that were not known to the caller.
     """
@@ -163,6 +163,6 @@ class Expansion:
     seed_mentions: tuple[MentionEdge, ...]
     seed_titles: tuple[TitleEdge, ...]
     titles: tuple[TitleEdge, ...]
-    mentions: tuple[MentionEdge, ...]
+    mentions: Mapping[str, Sequence[PassageRef]]
     references: tuple[ReferenceEdge, ...]
     features: PassageFeatures

@@ -99,7 +99,7 @@ class Walk:
             reached = dict.fromkeys(
                 [
                     *(edge.passage for edge in expansion.titles),
-                    *(edge.passage for edge in expansion.mentions),
+                    *(ref for refs in expansion.mentions.values() for ref in refs),
                     *(edge.target for edge in expansion.references),
                 ]
             )
@@ -115,7 +115,11 @@ class Walk:
                     for edge in expansion.seed_titles
                 ),
                 *((edge.passage, _entity_id(edge.entity), EdgeKind.TITLE, edge.weight) for edge in expansion.titles),
-                *((edge.passage, _entity_id(edge.entity), EdgeKind.MENTIONS, 1.0) for edge in expansion.mentions),
+                *(
+                    (ref, _entity_id(key), EdgeKind.MENTIONS, 1.0)
+                    for key, refs in expansion.mentions.items()
+                    for ref in refs
+                ),
                 *((edge.source, _passage_id(edge.target), EdgeKind.REFERS_TO, 1.0) for edge in expansion.references),
             ]
             for source, target, kind, weight in joins:

@@ -67,7 +67,7 @@ def expansion(
         tuple(MentionEdge(key, PassageRef(ref)) for key, ref in seed_mentions),
         tuple(TitleEdge(key, PassageRef(ref), 1.0) for key, ref in seed_titles),
         tuple(TitleEdge(key, PassageRef(ref), weight) for key, ref, weight in titles),
-        tuple(MentionEdge(key, PassageRef(ref)) for key, ref in mentions),
+        {key: [PassageRef(ref) for other, ref in mentions if other == key] for key, _ in mentions},
         tuple(ReferenceEdge(PassageRef(a), PassageRef(b), degree) for a, b, degree in references),
         features(names, counts=[[0.0] * terms] * len(names)),
     )

@@ -157,16 +157,18 @@ class MemorySnapshot:
         keys = {edge.entity for edge in seed_mentions} | {edge.entity for edge in seed_titles} | set(entities)
         found = self._entities(keys)
         titles = self._titles(found, title_limit)
-        mentions = self._mentions(key for key, entity in found.items() if entity.mention_count <= mention_limit)
+        mentions: dict[str, list[PassageRef]] = {}
+        for edge in self._mentions(key for key, entity in found.items() if entity.mention_count <= mention_limit):
+            mentions.setdefault(edge.entity, []).append(edge.passage)
         references = self._references(readable)
-        reached = {edge.passage for edge in titles} | {edge.passage for edge in mentions}
+        reached = {edge.passage for edge in titles}.union(*mentions.values())
         reached |= {edge.target for edge in references}
         return Expansion(
             found,
             tuple(seed_mentions),
             tuple(seed_titles),
             tuple(titles),
-            tuple(mentions),
+            mentions,
             tuple(references),
             self._features(reached.difference(known), terms),
         )

@@ -74,6 +74,8 @@ class FeatureCache:
 
     def _passages(self, connection: sqlite3.Connection, refs: Sequence[PassageRef]) -> list[_Stored]:
         missing = [ref for ref in refs if ref not in self._kept]
+        if not missing:
+            return [self._kept[ref] for ref in refs]
         rows = connection.execute(
             "SELECT p.id, c.name, o.document_id, p.ordinal, p.length, p.terms, p.counts, v.vector"
             " FROM json_each(?) j CROSS JOIN passage p ON p.id = j.value JOIN document o ON o.id = p.document"

@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Collection as Group
 from dataclasses import dataclass
@@ -138,10 +139,11 @@ class SqliteSnapshot:
 
         def work(connection: sqlite3.Connection) -> EntryPoints:
             rows = self._statistics.entities(connection, entities)
+            titles, names = self._titles(connection, rows, title_limit)
             return EntryPoints(
                 self._statistics.terms(connection, terms),
-                self._statistics_of(connection, rows),
-                tuple(self._titles(connection, rows, title_limit)),
+                _statistics_of(rows, names),
+                tuple(titles),
                 self._locate(connection, passages),
             )
 
@@ -170,16 +172,22 @@ class SqliteSnapshot:
 
         def work(connection: sqlite3.Connection) -> Expansion:
             readable = self._readable(connection, seeds)
-            seed_mentions = self._mentions_of(connection, readable)
-            seed_titles = self._titles_of(connection, readable)
-            keys = {edge.entity for edge in seed_mentions} | {edge.entity for edge in seed_titles} | set(entities)
-            rows = self._statistics.entities(connection, keys)
-            found = self._statistics_of(connection, rows)
-            titles = self._titles(connection, rows, title_limit)
+            seed_mentions, mentioned = self._mentions_of(connection, readable)
+            seed_titles, borne = self._titles_of(connection, readable)
+            near = {*mentioned, *borne}
+            keys = {row.key for row in near}
+            if len(self._collections) == 1:
+                rows = [*near, *self._statistics.entities(connection, set(entities) - keys)]
+                rows.sort(key=lambda row: row.key)
+            else:
+                # Other collections may know the same entities.
+                rows = self._statistics.entities(connection, keys.union(entities))
+            titles, names = self._titles(connection, rows, title_limit)
+            found = _statistics_of(rows, names)
             followed = [row for row in rows if found[row.key].mention_count <= mention_limit]
             mentions = self._mentions(connection, followed)
             references = self._references(connection, readable)
-            reached = {edge.passage for edge in titles} | {edge.passage for edge in mentions}
+            reached = {edge.passage for edge in titles}.union(*mentions.values())
             reached |= {edge.target for edge in references}
             features = self._features(connection, reached.difference(known), terms)
             return Expansion(
@@ -187,7 +195,7 @@ class SqliteSnapshot:
                 tuple(seed_mentions),
                 tuple(seed_titles),
                 tuple(titles),
-                tuple(mentions),
+                mentions,
                 tuple(references),
                 features,
             )
@@ -242,63 +250,52 @@ class SqliteSnapshot:
     def _readable(self, connection: sqlite3.Connection, refs: Group[PassageRef]) -> list[PassageRef]:
         condition, parameters = self._visibility.passage("p.id")
         rows = connection.execute(
-            "SELECT p.id FROM passage p WHERE p.id IN (SELECT value FROM json_each(?))"
-            f" AND p.collection IN (SELECT value FROM json_each(?)){condition}",
+            "SELECT p.id FROM json_each(?) j CROSS JOIN passage p ON p.id = j.value"
+            f" WHERE p.collection IN (SELECT value FROM json_each(?)){condition}",
             (json.dumps(list(refs)), self._ids, *parameters),
         )
         return [PassageRef(row[0]) for row in rows.fetchall()]
 
-    def _statistics_of(self, connection: sqlite3.Connection, rows: Sequence[EntityRow]) -> dict[str, EntityStatistics]:
-        names = self._names(connection, rows)
-        found: dict[str, EntityStatistics] = {}
-        for _, entity, key, mentions, titles in rows:
-            name = names.get(entity, key)
-            other = found.get(key)
-            found[key] = (
-                EntityStatistics(key, name, mentions, titles)
-                if other is None
-                else EntityStatistics(
-                    key, min(name, other.name), mentions + other.mention_count, titles + other.title_count
-                )
-            )
-        return found
+    def _titles(
+        self, connection: sqlite3.Connection, rows: Sequence[EntityRow], limit: int
+    ) -> tuple[list[TitleEdge], dict[int, str]]:
+        """The edges of entities to passages that bear their names, and how passages write these names, by entity.
 
-    def _names(self, connection: sqlite3.Connection, rows: Sequence[EntityRow]) -> dict[int, str]:
-        """How passages write the names of entities that are titles; of one with many titles the first ones count."""
+        Of an entity with many titles the first ones give the name.
+        """
         condition, parameters = self._visibility.passage("t.passage")
-        few = [entity for _, entity, _, _, titles in rows if 0 < titles <= _NAMING_TITLES]
+        few = {entity: key for _, entity, key, _, titles in rows if 0 < titles <= _NAMING_TITLES}
         found = connection.execute(
-            "SELECT t.entity, min(t.name) FROM json_each(?) j CROSS JOIN title t"
-            f" WHERE t.entity = j.value{condition} GROUP BY t.entity",
-            (json.dumps(few), *parameters),
-        )
-        names: dict[int, str] = dict(found.fetchall())
-        for entity in (entity for _, entity, _, _, titles in rows if titles > _NAMING_TITLES):
-            (name,) = connection.execute(
-                f"SELECT min(name) FROM (SELECT t.name FROM title t WHERE t.entity = ?{condition} ORDER BY t.passage LIMIT ?)",
-                (entity, *parameters, _NAMING_TITLES),
-            ).fetchone()
-            if name is not None:
-                names[entity] = name
-        return names
-
-    def _titles(self, connection: sqlite3.Connection, rows: Sequence[EntityRow], limit: int) -> list[TitleEdge]:
-        condition, parameters = self._visibility.passage("t.passage")
-        keys = {entity: key for _, entity, key, _, titles in rows if 0 < titles <= limit}
-        found = connection.execute(
-            "SELECT t.entity, t.passage, t.weight FROM json_each(?) j CROSS JOIN title t"
+            "SELECT t.entity, t.passage, t.weight, t.name FROM json_each(?) j CROSS JOIN title t"
             f" WHERE t.entity = j.value{condition}",
-            (json.dumps(list(keys)), *parameters),
-        )
-        edges = [TitleEdge(keys[entity], PassageRef(passage), weight) for entity, passage, weight in found.fetchall()]
-        for entity, key in ((entity, key) for _, entity, key, _, titles in rows if titles > limit):
-            found = connection.execute(
-                f"SELECT t.passage, t.weight FROM title t WHERE t.entity = ?{condition}"
-                " ORDER BY t.weight DESC, t.passage LIMIT ?",
-                (entity, *parameters, limit),
-            )
-            edges += [TitleEdge(key, PassageRef(passage), weight) for passage, weight in found.fetchall()]
-        return edges
+            (json.dumps(list(few)), *parameters),
+        ).fetchall()
+        names: dict[int, str] = {}
+        for entity, _, _, name in found:
+            if entity not in names or name < names[entity]:
+                names[entity] = name
+        beyond = {entity for _, entity, _, _, titles in rows if titles > limit}
+        edges = [
+            TitleEdge(few[entity], PassageRef(passage), weight)
+            for entity, passage, weight, _ in found
+            if entity not in beyond
+        ]
+        for _, entity, key, _, titles in rows:
+            if titles > _NAMING_TITLES:
+                (name,) = connection.execute(
+                    f"SELECT min(name) FROM (SELECT t.name FROM title t WHERE t.entity = ?{condition} ORDER BY t.passage LIMIT ?)",
+                    (entity, *parameters, _NAMING_TITLES),
+                ).fetchone()
+                if name is not None:
+                    names[entity] = name
+            if titles > min(limit, _NAMING_TITLES):
+                best = connection.execute(
+                    f"SELECT t.passage, t.weight FROM title t WHERE t.entity = ?{condition}"
+                    " ORDER BY t.weight DESC, t.passage LIMIT ?",
+                    (entity, *parameters, limit),
+                )
+                edges += [TitleEdge(key, PassageRef(passage), weight) for passage, weight in best.fetchall()]
+        return edges, names
 
     def _hidden_titles(self, connection: sqlite3.Connection, entities: Group[int]) -> set[int]:
         """Those of the entities whose titles are all hidden: nothing is mentioned because of these."""
@@ -312,46 +309,52 @@ class SqliteSnapshot:
         )
         return set(entities).difference(entity for (entity,) in shown.fetchall())
 
-    def _mentions_of(self, connection: sqlite3.Connection, seeds: Group[PassageRef]) -> list[MentionEdge]:
+    def _mentions_of(
+        self, connection: sqlite3.Connection, seeds: Group[PassageRef]
+    ) -> tuple[list[MentionEdge], list[EntityRow]]:
+        """What seeds mention, as far as it leads on; with the entities."""
         rows = connection.execute(
             "SELECT m.passage, m.kind, e.collection, e.id, e.key, e.mention_count, e.title_count FROM json_each(?) s"
             " CROSS JOIN mention m ON m.passage = s.value JOIN entity e ON e.id = m.entity"
             " WHERE e.mention_count > 1 OR e.title_count > 0",
             (json.dumps(list(seeds)),),
         ).fetchall()
-        if self._statistics.divided:
-            counted = self._statistics.counted(connection, list({EntityRow(*row[2:]) for row in rows}))
-            leading = {row.id for row in counted if row.mentions > 1 or row.titles > 0}
-            rows = [row for row in rows if row[3] in leading]
         hidden = self._hidden_titles(connection, {row[3] for row in rows if not row[1] & CAPITALISED})
-        return [
-            MentionEdge(key, PassageRef(passage))
-            for passage, kind, _, entity, key, *_ in rows
-            if kind & CAPITALISED or entity not in hidden
-        ]
+        rows = [row for row in rows if row[1] & CAPITALISED or row[3] not in hidden]
+        counted = self._statistics.counted(connection, [EntityRow(*row) for row in {row[2:] for row in rows}])
+        leading = {row.id: row for row in counted if row.mentions > 1 or row.titles > 0}
+        edges = [MentionEdge(row[4], PassageRef(row[0])) for row in rows if row[3] in leading]
+        return edges, list(leading.values())
 
-    def _titles_of(self, connection: sqlite3.Connection, seeds: Group[PassageRef]) -> list[TitleEdge]:
+    def _titles_of(
+        self, connection: sqlite3.Connection, seeds: Group[PassageRef]
+    ) -> tuple[list[TitleEdge], list[EntityRow]]:
+        """What seeds bear the names of; with the entities."""
         rows = connection.execute(
-            "SELECT t.passage, e.key, t.weight FROM json_each(?) s CROSS JOIN title t ON t.passage = s.value"
-            " JOIN entity e ON e.id = t.entity",
+            "SELECT t.passage, t.weight, e.collection, e.id, e.key, e.mention_count, e.title_count FROM json_each(?) s"
+            " CROSS JOIN title t ON t.passage = s.value JOIN entity e ON e.id = t.entity",
             (json.dumps(list(seeds)),),
-        )
-        return [TitleEdge(key, PassageRef(passage), weight) for passage, key, weight in rows.fetchall()]
+        ).fetchall()
+        edges = [TitleEdge(row[4], PassageRef(row[0]), row[1]) for row in rows]
+        return edges, self._statistics.counted(connection, [EntityRow(*row) for row in {row[2:] for row in rows}])
 
-    def _mentions(self, connection: sqlite3.Connection, rows: Sequence[EntityRow]) -> list[MentionEdge]:
+    def _mentions(self, connection: sqlite3.Connection, rows: Sequence[EntityRow]) -> dict[str, Sequence[PassageRef]]:
         condition, parameters = self._visibility.passage("m.passage")
         keys = {entity: key for _, entity, key, _, _ in rows}
         hidden = self._hidden_titles(connection, keys)
-        found = connection.execute(
-            "SELECT m.entity, m.passage, m.kind FROM json_each(?) j CROSS JOIN mention m"
-            f" WHERE m.entity = j.value{condition}",
+        if hidden:
+            condition += f" AND (m.kind & {CAPITALISED} OR m.entity NOT IN (SELECT value FROM json_each(?)))"
+            parameters = (*parameters, json.dumps(list(hidden)))
+        # Two columns of JSON: the driver takes a microsecond for each row.
+        ((entities, passages),) = connection.execute(
+            "SELECT json_group_array(m.entity), json_group_array(m.passage) FROM json_each(?) j"
+            f" CROSS JOIN mention m WHERE m.entity = j.value{condition}",
             (json.dumps(list(keys)), *parameters),
-        )
-        return [
-            MentionEdge(keys[entity], PassageRef(passage))
-            for entity, passage, kind in found.fetchall()
-            if kind & CAPITALISED or entity not in hidden
-        ]
+        ).fetchall()
+        found: defaultdict[str, list[PassageRef]] = defaultdict(list)
+        for entity, passage in zip(json.loads(entities), json.loads(passages), strict=True):
+            found[keys[entity]].append(passage)
+        return dict(found)
 
     def _references(self, connection: sqlite3.Connection, seeds: Group[PassageRef]) -> list[ReferenceEdge]:
         # Hidden documents must not use up the limit.
@@ -381,6 +384,22 @@ class SqliteSnapshot:
             degree = self._statistics.links(connection, collection, target)
             edges[source, chosen] = ReferenceEdge(PassageRef(source), PassageRef(chosen), degree)
         return list(edges.values())
+
+
+def _statistics_of(rows: Sequence[EntityRow], names: Mapping[int, str]) -> dict[str, EntityStatistics]:
+    """Sums over collections, by key."""
+    found: dict[str, EntityStatistics] = {}
+    for _, entity, key, mentions, titles in rows:
+        name = names.get(entity, key)
+        other = found.get(key)
+        found[key] = (
+            EntityStatistics(key, name, mentions, titles)
+            if other is None
+            else EntityStatistics(
+                key, min(name, other.name), mentions + other.mention_count, titles + other.title_count
+            )
+        )
+    return found
 
 
 PASSAGE_COLUMNS = (

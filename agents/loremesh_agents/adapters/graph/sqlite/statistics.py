@@ -52,11 +52,6 @@ class Statistics:
         self._passage_count = passage_count
         self._term_total = term_total
 
-    @property
-    def divided(self) -> bool:
-        """Whether they are less than the totals."""
-        return bool(self._divided)
-
     @classmethod
     def of(cls, connection: sqlite3.Connection, collections: Group[int], principal: Principal) -> "Statistics":
         """The statistics for a principal."""

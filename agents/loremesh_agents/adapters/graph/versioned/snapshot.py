@@ -1,5 +1,6 @@
 """Reading one state of some collections."""
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Collection as Group
 from dataclasses import dataclass
@@ -225,13 +226,12 @@ class VersionedSnapshot:
         included = {vertex: entity for vertex, entity in found.items() if entity.key in keys}
         titles = self._titles(included.values(), title_limit)
         followed = {v for v, entity in included.items() if totals[entity.key].mentions <= mention_limit}
-        mentions = {
-            MentionEdge(found[row.entity].key, PassageRef(row.passage.ref))
-            for row in self._mentions(around.mentions, found)
-            if row.entity in followed
-        }
+        mentions: defaultdict[str, set[PassageRef]] = defaultdict(set)
+        for row in self._mentions(around.mentions, found):
+            if row.entity in followed:
+                mentions[found[row.entity].key].add(PassageRef(row.passage.ref))
         references = self._references(around)
-        reached = {edge.passage for edge in titles} | {edge.passage for edge in mentions}
+        reached = {edge.passage for edge in titles}.union(*mentions.values())
         reached |= {edge.target for edge in references}
         features = await self._features_of(reached.difference(known), terms, deadline)
         return Expansion(
@@ -239,7 +239,7 @@ class VersionedSnapshot:
             tuple(sorted(seed_mentions, key=lambda edge: (edge.passage, edge.entity))),
             tuple(sorted(seed_titles, key=lambda edge: (edge.passage, edge.entity))),
             tuple(titles),
-            tuple(sorted(mentions, key=lambda edge: (edge.entity, edge.passage))),
+            {key: sorted(refs) for key, refs in sorted(mentions.items())},
             tuple(references),
             features,
         )
