@@ -1,4 +1,4 @@
-"""One ingestion: received, parsed, analysed, encoded, committed, reported; each stage waits for the next."""
+"""One ingestion: received, parsed, analysed, encoded, committed, reported; all stages work at once, and each waits for the next."""
 
 import asyncio
 import hashlib
@@ -7,6 +7,9 @@ from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from loremesh_agents.domain.answer import Completion, FinishReason
 from loremesh_agents.domain.deadline import Deadline
@@ -17,7 +20,6 @@ from loremesh_agents.domain.document import (
     Document,
     DocumentWrite,
     Outcome,
-    PassageWrite,
     WriteResult,
 )
 from loremesh_agents.domain.errors import (
@@ -28,8 +30,8 @@ from loremesh_agents.domain.errors import (
     ReaderSetsExhausted,
     StaleSourceVersion,
 )
-from loremesh_agents.domain.passages import analyse, cut, full_text
 from loremesh_agents.domain.revision import CollectionRevision
+from loremesh_agents.knowledge.analysis import Analysis
 from loremesh_agents.knowledge.settings import KnowledgeSettings
 from loremesh_agents.ports.embedding import Embedder
 from loremesh_agents.ports.graph import GraphStore
@@ -86,7 +88,7 @@ Submission: TypeAlias = Document | File | FilePart
 _Parsed: TypeAlias = "tuple[int, Document | Unparsed]"
 
 _PARSED_AHEAD = 512
-_PREPARED_AHEAD = 1
+_BATCHES_AHEAD = 1
 _REPORTED_AHEAD = 4
 
 
@@ -98,6 +100,7 @@ class Ingestion:
         graph: Takes the documents.
         parser: Parses files.
         embedder: Encodes passages; None for none.
+        analysis: Makes passages of documents.
         settings: Limits.
         options: With which the collection is created, or must have been.
     """
@@ -105,11 +108,12 @@ class Ingestion:
     def __init__(
         self,
         collection: str,
+        *,
         graph: GraphStore,
         parser: DocumentParser,
         embedder: Embedder | None,
+        analysis: Analysis,
         settings: KnowledgeSettings,
-        *,
         options: CollectionOptions,
     ) -> None:
         self._collection = collection
@@ -117,9 +121,11 @@ class Ingestion:
         self._graph = graph
         self._parser = parser
         self._embedder = embedder
+        self._analysis = analysis
         self._settings = settings
         self._parsed: asyncio.Queue[_Parsed | None] = asyncio.Queue(_PARSED_AHEAD)
-        self._prepared: asyncio.Queue[_Batch | None] = asyncio.Queue(_PREPARED_AHEAD)
+        self._analysed: asyncio.Queue[_Batch | None] = asyncio.Queue(_BATCHES_AHEAD)
+        self._encoded: asyncio.Queue[_Batch | None] = asyncio.Queue(_BATCHES_AHEAD)
         self._uncommitted: Counter[str] = Counter()
         self._reports: asyncio.Queue[list[Result] | None] = asyncio.Queue(_REPORTED_AHEAD)
         self._received = 0
@@ -135,7 +141,8 @@ class Ingestion:
         if self._options != ANY_OPTIONS:
             # Without documents, so that a caller hears of a mistake before it has sent and the encoder has worked.
             await self._write([])
-        stages = [asyncio.create_task(stage) for stage in (self._parse(submissions), self._prepare(), self._commit())]
+        work = (self._parse(submissions), self._analyse(), self._encode(), self._commit())
+        stages = [asyncio.create_task(stage) for stage in work]
         finished = failed = passages = 0
         try:
             while (results := await self._next_report(stages)) is not None:
@@ -204,17 +211,24 @@ class Ingestion:
         for document in await self._parser.parse(replace(upload, data=file.data), deadline=deadline):
             await self._parsed.put((position, document))
 
-    async def _prepare(self) -> None:
-        """Analyses and encodes a batch while the one before it is committed."""
+    async def _analyse(self) -> None:
         ended = False
         while not ended:
-            batch, ended = await self._batch()
-            if batch:
-                await self._prepared.put(await self._prepared_batch(batch))
-        await self._prepared.put(None)
+            parsed, ended = await self._batch()
+            if parsed:
+                await self._analysed.put(await self._analysed_batch(parsed))
+        await self._analysed.put(None)
+
+    async def _encode(self) -> None:
+        while (batch := await self._analysed.get()) is not None:
+            if self._embedder is not None and batch.texts:
+                deadline = Deadline.after(self._settings.embed_budget)
+                batch = batch.encoded(await self._embedder.embed(batch.texts, deadline=deadline))
+            await self._encoded.put(batch)
+        await self._encoded.put(None)
 
     async def _commit(self) -> None:
-        while (batch := await self._prepared.get()) is not None:
+        while (batch := await self._encoded.get()) is not None:
             await self._reports.put(await self._store(batch))
         await self._reports.put(None)
 
@@ -241,10 +255,10 @@ class Ingestion:
             size += _size(entry)
         return batch, False
 
-    async def _prepared_batch(self, batch: Sequence[_Parsed]) -> "_Batch":
+    async def _analysed_batch(self, parsed: Sequence[_Parsed]) -> "_Batch":
         hashed = {
             place: replace(document, content_hash=content_hash(document))
-            for place, (_, document) in enumerate(batch)
+            for place, (_, document) in enumerate(parsed)
             if isinstance(document, Document)
         }
         known = await self._graph.content_hashes(
@@ -261,15 +275,14 @@ class Ingestion:
         }
         ids = Counter(document.document_id for document in hashed.values())
         self._uncommitted += ids
-        analysed, texts = await asyncio.to_thread(_analyse, fresh)
-        analysed = await self._encode(analysed, texts)
+        analysed, texts = await self._analysis.analyse(fresh)
         # An unchanged document goes along without its passages: the store decides whether it is still unchanged.
         writes = {
             place: DocumentWrite(document, analysed.get(place, ()))
             for place, document in hashed.items()
             if place not in fresh or analysed[place]
         }
-        return _Batch(batch, writes, ids)
+        return _Batch(parsed, writes, ids, texts)
 
     async def _store(self, batch: "_Batch") -> list[Result]:
         stored: dict[int, WriteResult] = {}
@@ -314,26 +327,31 @@ class Ingestion:
             return Result(position, document_id, None, None, error=refused)
         return Result(position, document_id, stored.outcome, revision, stored.passage_count)
 
-    async def _encode(
-        self, analysed: dict[int, tuple[PassageWrite, ...]], texts: Sequence[str]
-    ) -> dict[int, tuple[PassageWrite, ...]]:
-        """The passages with their vectors."""
-        if self._embedder is None or not texts:
-            return analysed
-        vectors = iter(await self._embedder.embed(texts, deadline=Deadline.after(self._settings.embed_budget)))
-        return {
-            place: tuple(replace(passage, vector=next(vectors)) for passage in passages)
-            for place, passages in analysed.items()
-        }
-
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    """What is committed together; the writes by the places of their documents."""
+    """What is committed together.
+
+    Attributes:
+        parsed: Documents and files that could not be parsed.
+        writes: What is written, by the place in `parsed`.
+        document_ids: How often each document comes.
+        texts: What to encode of the passages of the writes, in their order.
+    """
 
     parsed: Sequence[_Parsed]
     writes: dict[int, DocumentWrite]
     document_ids: Counter[str]
+    texts: Sequence[str]
+
+    def encoded(self, vectors: NDArray[np.float32]) -> "_Batch":
+        """The batch with vectors, shape (texts, dimension)."""
+        each = iter(vectors)
+        writes = {
+            place: replace(write, passages=tuple([replace(passage, vector=next(each)) for passage in write.passages]))
+            for place, write in self.writes.items()
+        }
+        return replace(self, writes=writes, texts=())
 
 
 class _OpenFile:
@@ -386,14 +404,3 @@ def content_hash(document: Document) -> str:
 def _size(parsed: _Parsed) -> int:
     document = parsed[1]
     return sum(len(section.text) for section in document.sections) if isinstance(document, Document) else 0
-
-
-def _analyse(documents: dict[int, Document]) -> tuple[dict[int, tuple[PassageWrite, ...]], list[str]]:
-    """The passages of documents, and the texts to encode in the same order."""
-    analysed: dict[int, tuple[PassageWrite, ...]] = {}
-    texts: list[str] = []
-    for place, document in documents.items():
-        passages = cut(document)
-        analysed[place] = tuple(analyse(document, passage) for passage in passages)
-        texts += [full_text(document, passage) for passage in passages]
-    return analysed, texts

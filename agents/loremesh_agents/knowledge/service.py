@@ -10,6 +10,7 @@ from loremesh_agents.domain.document import ANY_OPTIONS, Change, Collection, Col
 from loremesh_agents.domain.errors import CollectionRecreated
 from loremesh_agents.domain.principal import Principal
 from loremesh_agents.domain.revision import CollectionRevision
+from loremesh_agents.knowledge.analysis import Analysis
 from loremesh_agents.knowledge.ingestion import Ingestion, Progress, Result, Submission
 from loremesh_agents.knowledge.settings import KnowledgeSettings
 from loremesh_agents.knowledge.upkeep import Upkeep
@@ -47,6 +48,7 @@ class KnowledgeService:
         self._parser = parser
         self._embedder = embedder
         self._settings = settings
+        self._analysis = Analysis()
         self._upkeep = Upkeep(indexes)
 
     @property
@@ -62,7 +64,15 @@ class KnowledgeService:
         self, collection: str, submissions: AsyncIterator[Submission], *, options: CollectionOptions = ANY_OPTIONS
     ) -> AsyncGenerator[Result | Progress | Completion]:
         """Stores documents; see `Ingestion.run`."""
-        ingestion = Ingestion(collection, self._graph, self._parser, self._embedder, self._settings, options=options)
+        ingestion = Ingestion(
+            collection,
+            graph=self._graph,
+            parser=self._parser,
+            embedder=self._embedder,
+            analysis=self._analysis,
+            settings=self._settings,
+            options=options,
+        )
         try:
             async for event in ingestion.run(submissions):
                 if isinstance(event, Progress):
@@ -178,3 +188,4 @@ class KnowledgeService:
     async def close(self) -> None:
         """Ends what runs in the background."""
         await self._upkeep.close()
+        self._analysis.close()
