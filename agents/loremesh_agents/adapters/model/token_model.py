@@ -234,6 +234,7 @@ class TokenModel:
         self._last_used = now = time.monotonic()
         served = self._served
         if served is not None and now < self._believed_until:
+            self._keep()
             return served
         if deadline.expired:
             raise BudgetExhausted("generator", "generation")
@@ -244,9 +245,12 @@ class TokenModel:
                     served = await self._refresh(deadline)
         except TimeoutError:
             raise BudgetExhausted("generator", "finding the model") from None
+        self._keep()
+        return served
+
+    def _keep(self) -> None:
         if self._refreshing is None or self._refreshing.done():
             self._refreshing = asyncio.create_task(self._keep_fresh(), name="asking an engine what it serves")
-        return served
 
     async def _refresh(self, deadline: Deadline) -> _Served:
         served = self._served = await self._ask(deadline)

@@ -419,8 +419,9 @@ async def test_an_engine_that_nobody_uses_is_left_alone(kind: str, monkeypatch: 
         await until(lambda: not any("serves" in task.get_name() for task in asyncio.all_tasks()))
         described = behaviour.described
         await written(model)
-        # By the request itself, and by who keeps it fresh.
-        await until(lambda: behaviour.described >= described + 2)
+        await until(
+            lambda: behaviour.described >= described + 2
+        )  # by the request itself at the most, and then without one
     assert not any("serves" in task.get_name() for task in asyncio.all_tasks())
 
 
