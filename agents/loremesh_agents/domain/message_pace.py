@@ -1,7 +1,7 @@
 """How long the tokens of a stream wait for one another, by how busy the process is."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 _TICK = 0.01
@@ -41,7 +41,7 @@ class MessagePace:
         return max(0.0, min(self._longest, _A_STREAM * self._streams, _PAUSES_A_LAG * (self._lag - _STILL)))
 
     @contextmanager
-    def stream(self) -> Iterator[None]:
+    def stream(self) -> Generator[None]:
         """A stream runs within the block."""
         self._streams += 1
         if self._timer is None:
