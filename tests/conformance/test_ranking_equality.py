@@ -1,54 +1,35 @@
 """The same documents and questions give the same evidence on every graph store: ids, order, and scores to a thousandth."""
 
+import asyncio
 import hashlib
-import zlib
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from pydoc_data.topics import topics
 
-import numpy as np
 import pytest
-from numpy.typing import NDArray
 
+from loremesh_agents.adapters.vector.faiss import FaissVectorIndex
 from loremesh_agents.adapters.vector.memory import MemoryVectorIndex
+from loremesh_agents.domain.answer import Completion
 from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.document import Document, DocumentWrite, Link, Section
 from loremesh_agents.domain.evidence import Evidence
-from loremesh_agents.domain.lexicon import search_terms
-from loremesh_agents.domain.passages import full_text
 from loremesh_agents.domain.principal import Principal
 from loremesh_agents.domain.retrieval import RetrievalRequest
+from loremesh_agents.ports.derived import DerivedIndex
+from loremesh_agents.ports.vectors import VectorIndex
 from loremesh_agents.retriever.service import RetrieverService
 from loremesh_agents.retriever.settings import RetrieverSettings
 from tests.conformance.conftest import GRAPHS, Stores, opened
-from tests.documents import write
+from tests.engines.search_indexes import OUTSIDE, KeptGraph, neo4j_index, opensearch_text
+from tests.term_vectors import MODEL, TermVectors, encoded
 
-DIMENSION = 64
 STAFF = Principal("s", frozenset({"staff"}))
 TOPICS = dict(islice(topics.items(), 60))
 ENOUGH = RetrieverSettings(text_candidates=1000, vector_candidates=1000)
-
-
-class BagOfTerms:
-    """An encoder: each term has a fixed direction."""
-
-    model = "bag-of-terms"
-    dimension = DIMENSION
-
-    async def embed(self, texts: Sequence[str], *, deadline: Deadline) -> NDArray[np.float32]:
-        return np.stack([vector_of(text) for text in texts])
-
-    async def close(self) -> None:
-        return None
-
-
-def vector_of(text: str) -> NDArray[np.float32]:
-    vector = np.zeros(DIMENSION)
-    for term in search_terms(text):
-        vector += np.random.default_rng(zlib.crc32(term.encode())).standard_normal(DIMENSION)
-    return (vector / max(float(np.linalg.norm(vector)), 1e-9)).astype(np.float32)
 
 
 def reference() -> list[DocumentWrite]:
@@ -65,11 +46,7 @@ def reference() -> list[DocumentWrite]:
             readers=frozenset({"staff"}) if place % 7 == 3 else frozenset(),
             content_hash=hashlib.sha256(text.encode()).hexdigest(),
         )
-        taken = write(found)
-        passages = tuple(
-            replace(passage, vector=vector_of(full_text(found, passage.passage))) for passage in taken.passages
-        )
-        made.append(replace(taken, passages=passages))
+        made.append(encoded(found))
     return made
 
 
@@ -83,25 +60,109 @@ def questions() -> list[str]:
     ]
 
 
-async def evidence(stores: Stores) -> list[list[tuple[str, float]]]:
-    await stores.graph.write("c", reference()[:30], embedding_model="bag-of-terms", deadline=Deadline.after(50))
-    await stores.graph.write("c", reference()[20:], embedding_model="bag-of-terms", deadline=Deadline.after(50))
-    vectors = MemoryVectorIndex(stores.graph)
-    retriever = RetrieverService(stores.graph, stores.text, vectors, BagOfTerms(), ENOUGH)
+@dataclass(frozen=True)
+class SetUp:
+    """Where the graph is, and where candidates come from.
+
+    Attributes:
+        graph: A kind of `opened`.
+        vectors: Kind of the vector index.
+        text: Kind of the text index; empty for the one that belongs to the graph.
+    """
+
+    graph: str
+    vectors: str
+    text: str = ""
+
+    @property
+    def name(self) -> str:
+        return "-".join(filter(None, (self.graph, self.text, self.vectors)))
+
+
+REFERENCE = SetUp("sqlite", "memory")
+SET_UPS = (
+    SetUp("memory", "memory"),
+    SetUp("versioned", "memory"),
+    SetUp("sqlite", "faiss"),
+    SetUp("neo4j", "neo4j"),
+    SetUp("janusgraph", "faiss"),
+    SetUp("janusgraph", "opensearch", "opensearch"),
+    SetUp("janusgraph-berkeley", "faiss"),
+    SetUp("janusgraph-cassandra", "cassandra"),
+    SetUp("neptune-stand-in", "opensearch", "opensearch"),
+)
+
+
+def needs_servers(found: SetUp) -> bool:
+    return found.graph not in GRAPHS or found.vectors in OUTSIDE
+
+
+@asynccontextmanager
+async def opened_with_vectors(
+    found: SetUp, request: pytest.FixtureRequest, folder: Path
+) -> AsyncIterator[tuple[Stores, VectorIndex]]:
+    """The stores and the vector index of a set-up, empty; a write returns when the indexes have followed."""
+    async with AsyncExitStack() as stack:
+        stores = await stack.enter_async_context(opened(found.graph, folder))
+        outside: list[DerivedIndex] = []
+        text = stores.text
+        if found.text:
+            text = await stack.enter_async_context(opensearch_text(request.getfixturevalue(found.text), stores.graph))
+            outside.append(text)
+        if found.vectors in OUTSIDE:
+            server = request.getfixturevalue(found.vectors)
+            vectors = await stack.enter_async_context(OUTSIDE[found.vectors](server, stores.graph))
+            outside.append(vectors)
+        elif found.vectors == "neo4j":
+            vectors = neo4j_index(stores.graph)
+        else:
+            make = {
+                "memory": lambda: MemoryVectorIndex(stores.graph),
+                "faiss": lambda: FaissVectorIndex(stores.graph, folder / "vectors"),
+            }
+            vectors = make[found.vectors]()
+            stack.push_async_callback(vectors.close)
+        yield Stores(KeptGraph(stores.graph, outside), text), vectors
+
+
+async def evidence(stores: Stores, vectors: VectorIndex) -> list[list[tuple[str, float]]]:
+    """Passages and scores by question."""
+    for documents in (reference()[:30], reference()[20:]):
+        await stores.graph.write("c", documents, embedding_model=MODEL, deadline=Deadline.after(50))
+    retriever = RetrieverService(stores.graph, stores.text, vectors, TermVectors(), ENOUGH)
     given: list[list[tuple[str, float]]] = []
     for question in questions():
         request = RetrievalRequest(question, ("c",), k=8)
-        events = retriever.retrieve(
-            request, principal=STAFF if "a" in question[:12] else Principal(), deadline=Deadline.after(50)
-        )
-        given.append([(e.source.passage_id, e.score) async for e in events if isinstance(e, Evidence)])
+        events = [
+            event
+            async for event in retriever.retrieve(
+                request, principal=STAFF if "a" in question[:12] else Principal(), deadline=Deadline.after(50)
+            )
+        ]
+        assert all(not event.degradations for event in events if isinstance(event, Completion)), question
+        given.append([(event.source.passage_id, event.score) for event in events if isinstance(event, Evidence)])
     return given
 
 
-@pytest.mark.parametrize("kind", [kind for kind in GRAPHS if kind != "sqlite"])
-async def test_fifty_questions_have_the_same_evidence(kind: str, tmp_path: Path) -> None:
-    async with opened("sqlite", tmp_path) as sqlite, opened(kind, tmp_path) as other:
-        expected, given = await evidence(sqlite), await evidence(other)
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> list[list[tuple[str, float]]]:
+    async def ask() -> list[list[tuple[str, float]]]:
+        async with opened(REFERENCE.graph, tmp_path_factory.mktemp("reference")) as stores:
+            return await evidence(stores, MemoryVectorIndex(stores.graph))
+
+    return asyncio.run(ask())
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize(
+    "found",
+    [pytest.param(each, marks=[pytest.mark.engines] if needs_servers(each) else [], id=each.name) for each in SET_UPS],
+)
+async def test_fifty_questions_have_the_same_evidence(
+    found: SetUp, expected: list[list[tuple[str, float]]], request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    async with opened_with_vectors(found, request, tmp_path) as (stores, vectors):
+        given = await evidence(stores, vectors)
     assert [[name for name, _ in answer] for answer in given] == [[name for name, _ in answer] for answer in expected]
     assert sum(map(len, expected)) > 300
     for answer, wanted in zip(given, expected, strict=True):

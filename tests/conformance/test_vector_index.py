@@ -15,11 +15,8 @@ import pytest
 from numpy.typing import NDArray
 
 from loremesh_agents.adapters.graph.memory import MemoryGraphStore
-from loremesh_agents.adapters.graph.neo4j import Neo4jEngine
-from loremesh_agents.adapters.graph.versioned import VersionedGraphStore
 from loremesh_agents.adapters.vector.faiss import FaissVectorIndex
 from loremesh_agents.adapters.vector.memory import MemoryVectorIndex
-from loremesh_agents.adapters.vector.neo4j import Neo4jVectorIndex
 from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.document import DocumentWrite
 from loremesh_agents.domain.errors import BackendUnavailable, BudgetExhausted
@@ -30,7 +27,7 @@ from loremesh_agents.ports.graph import GraphStore, VectorChanges
 from loremesh_agents.ports.vectors import VectorIndex
 from tests.conformance.conftest import GRAPHS, opened
 from tests.documents import document, soon, write
-from tests.engines.search_indexes import KeptGraph, cassandra_vectors, opensearch_vectors
+from tests.engines.search_indexes import OUTSIDE, KeptGraph, neo4j_index
 
 Vector = NDArray[np.float32]
 
@@ -40,8 +37,6 @@ KINDS: Mapping[str, Callable[[GraphStore, Path], VectorIndex]] = {
     "faiss based": lambda graph, folder: FaissVectorIndex(graph, folder, exact_limit=0),
 }
 """Those that every process makes for itself, from the graph."""
-OUTSIDE = {"opensearch": opensearch_vectors, "cassandra": cassandra_vectors}
-"""Those that the knowledge agent writes and the others wait for."""
 
 
 def at(degrees: float) -> Vector:
@@ -95,13 +90,6 @@ async def opened_index(graph: GraphStore, folder: Path, kind: str = "faiss based
     index = KINDS[kind](graph, folder)
     yield Searched(graph, index)
     await index.close()
-
-
-def neo4j_index(store: GraphStore) -> Neo4jVectorIndex:
-    """The index of the database that holds the graph."""
-    assert isinstance(store, VersionedGraphStore)
-    assert isinstance(store.engine, Neo4jEngine)
-    return Neo4jVectorIndex(store.engine.connection, store, store)
 
 
 @pytest.fixture(

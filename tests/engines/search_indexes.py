@@ -12,8 +12,11 @@ from cassandra.policies import DCAwareRoundRobinPolicy
 
 from loremesh_agents.adapters.derived.cassandra import CassandraServers
 from loremesh_agents.adapters.derived.opensearch import OpenSearchServers
+from loremesh_agents.adapters.graph.neo4j import Neo4jEngine
+from loremesh_agents.adapters.graph.versioned import VersionedGraphStore
 from loremesh_agents.adapters.text.opensearch import OpenSearchTextIndex
 from loremesh_agents.adapters.vector.cassandra import CassandraVectorIndex
+from loremesh_agents.adapters.vector.neo4j import Neo4jVectorIndex
 from loremesh_agents.adapters.vector.opensearch import OpenSearchVectorIndex
 from loremesh_agents.ports.derived import DerivedIndex
 from loremesh_agents.ports.graph import GraphStore
@@ -118,3 +121,14 @@ async def cassandra_vectors(node: Cassandra, graph: GraphStore) -> AsyncIterator
     yield index
     await index.close()
     await asyncio.to_thread(define, node, f"DROP KEYSPACE {keyspace}")
+
+
+OUTSIDE = {"opensearch": opensearch_vectors, "cassandra": cassandra_vectors}
+"""Vector indexes that the knowledge agent writes and the others wait for, by the fixtures of their servers."""
+
+
+def neo4j_index(store: GraphStore) -> Neo4jVectorIndex:
+    """The index of the database that holds the graph."""
+    assert isinstance(store, VersionedGraphStore)
+    assert isinstance(store.engine, Neo4jEngine)
+    return Neo4jVectorIndex(store.engine.connection, store, store)
