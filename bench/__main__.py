@@ -14,6 +14,7 @@ BENCHMARKS = {
     "engines": "graph engines side by side: documents in, questions answered",
     "freshness": "how soon an acknowledged document is found by another process",
     "generation": "what the mesh takes from a real vLLM in tokens a second and time to the first token",
+    "histories": "what graph stores show while their writers are killed, against a small model",
     "injection": "what hostile documents can do to a prompt, with the guard and without it",
     "overload": "what one who floods costs another who asks now and then",
     "relay": "what the coordinator adds to a token stream between a client and a generator",

@@ -32,6 +32,11 @@ def janusgraph_endpoint(server: janusgraph.JanusGraph) -> Endpoint:
     return Endpoint("janusgraph", f"ws://127.0.0.1:{server.port}/gremlin")
 
 
+def neptune_endpoint() -> Endpoint:
+    """Of Neptune's stand-in."""
+    return Endpoint("neptune", f"ws://127.0.0.1:{gremlin_server.shared().port}/gremlin")
+
+
 @asynccontextmanager
 async def opened_janusgraph(storage: Storage) -> AsyncIterator[JanusGraphEngine]:
     endpoint = janusgraph_endpoint(janusgraph.shared(storage))
@@ -54,7 +59,7 @@ async def opened_janusgraph(storage: Storage) -> AsyncIterator[JanusGraphEngine]
 @asynccontextmanager
 async def opened_neptune() -> AsyncIterator[NeptuneEngine]:
     """Neptune's stand-in."""
-    endpoint = Endpoint("neptune", f"ws://127.0.0.1:{gremlin_server.shared().port}/gremlin")
+    endpoint = neptune_endpoint()
     connections = Connections(endpoint)
     try:
         await connections.submit(source().V().drop(), deadline=Deadline.after(60))
