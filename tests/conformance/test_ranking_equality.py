@@ -29,6 +29,7 @@ from tests.term_vectors import MODEL, TermVectors, encoded
 
 STAFF = Principal("s", frozenset({"staff"}))
 TOPICS = dict(islice(topics.items(), 60))
+_TOGETHER, _AGAIN = 6, 2
 ENOUGH = RetrieverSettings(text_candidates=1000, vector_candidates=1000)
 
 
@@ -40,7 +41,7 @@ def reference() -> list[DocumentWrite]:
         found = Document(
             name,
             name.capitalize(),
-            (Section(text[:6000], links=(Link(f"pydoc:{names[place - 1]}"),)),),
+            (Section(text[:4000], links=(Link(f"pydoc:{names[place - 1]}"),)),),
             aliases=(name,),
             uri=f"pydoc:{name}",
             readers=frozenset({"staff"}) if place % 7 == 3 else frozenset(),
@@ -127,8 +128,11 @@ async def opened_with_vectors(
 
 async def evidence(stores: Stores, vectors: VectorIndex) -> list[list[tuple[str, float]]]:
     """Passages and scores by question."""
-    for documents in (reference()[:30], reference()[20:]):
-        await stores.graph.write("c", documents, embedding_model=MODEL, deadline=Deadline.after(50))
+    documents = reference()
+    for first in range(0, len(documents), _TOGETHER):
+        # Some of them twice.
+        some = documents[max(first - _AGAIN, 0) : first + _TOGETHER]
+        await stores.graph.write("c", some, embedding_model=MODEL, deadline=Deadline.after(50))
     retriever = RetrieverService(stores.graph, stores.text, vectors, TermVectors(), ENOUGH)
     given: list[list[tuple[str, float]]] = []
     for question in questions():
@@ -153,7 +157,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> list[list[tuple[str, f
     return asyncio.run(ask())
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize(
     "found",
     [pytest.param(each, marks=[pytest.mark.engines] if needs_servers(each) else [], id=each.name) for each in SET_UPS],

@@ -1,6 +1,14 @@
-"""A node of Apache Cassandra."""
+"""Nodes of Apache Cassandra."""
 
+import time
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+
+from cassandra import ConsistencyLevel
+from cassandra.cluster import EXEC_PROFILE_DEFAULT, Cluster, ExecutionProfile, Session
+from cassandra.policies import WhiteListRoundRobinPolicy
 
 from tests.engines.servers.jars import jars
 from tests.engines.servers.java import java
@@ -10,6 +18,7 @@ DATACENTER = "datacenter1"
 """What SimpleSnitch calls the only one."""
 
 _SERVES = b"Starting listening for CQL clients"
+_SECONDS_TO_AGREE = 60
 _USERS_READY = b"Created default superuser role"
 _CONFIGURATION = """\
 cluster_name: loremesh
@@ -45,6 +54,9 @@ file_cache_size: 64MiB
 key_cache_size: 8MiB
 concurrent_reads: 8
 concurrent_writes: 8
+hinted_handoff_enabled: {hints}
+"""
+_PATIENT = """\
 read_request_timeout: 20s
 range_request_timeout: 30s
 write_request_timeout: 20s
@@ -70,11 +82,13 @@ class Cassandra:
     Args:
         folder: Where it keeps everything.
         address: On loopback, its own.
-        seed: Address of the first node of the cluster.
+        seed: Addresses, parted by commas, of nodes that a node asks when it starts; a node that is among them joins without asking for data.
         port: Of CQL, 0 for a free one; the same on all nodes of a cluster.
         storage_port: Between nodes, 0 for a free one; the same on all nodes of a cluster.
         heap: Of the JVM.
         authentication: Whether users must log in; the first one is `cassandra` with the password `cassandra`.
+        patient: Whether requests between nodes may take longer than by default, as on a busy machine.
+        hints: Whether writes for a node that is away are kept for it.
     """
 
     def __init__(
@@ -87,6 +101,8 @@ class Cassandra:
         storage_port: int = 0,
         heap: str = "512m",
         authentication: bool = False,
+        patient: bool = True,
+        hints: bool = True,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
@@ -103,7 +119,9 @@ class Cassandra:
             folder=folder,
             authenticator="PasswordAuthenticator" if authentication else "AllowAllAuthenticator",
             authorizer="CassandraAuthorizer" if authentication else "AllowAllAuthorizer",
+            hints=str(hints).lower(),
         )
+        configuration += _PATIENT if patient else ""
         # The first user is made some seconds after the first start, and is there at every later one.
         self._awaited = [_SERVES, _USERS_READY] if authentication else [_SERVES]
         (folder / "cassandra.yaml").write_text(configuration, encoding="utf-8")
@@ -147,3 +165,61 @@ class Cassandra:
     def stop(self) -> None:
         """Ends it."""
         self._process.stop()
+
+
+def cluster(folder: Path, *, heap: str = "512m") -> tuple[Cassandra, Cassandra, Cassandra]:
+    """Three nodes with the timeouts of a fresh installation, started side by side, that keep no hints for one another."""
+    addresses = ("127.0.0.1", "127.0.0.2", "127.0.0.3")
+    port, storage_port = free_port(), free_port()
+
+    def start(address: str) -> Cassandra:
+        return Cassandra(
+            folder / address,
+            address=address,
+            seed=",".join(addresses),
+            port=port,
+            storage_port=storage_port,
+            heap=heap,
+            patient=False,
+            hints=False,
+        )
+
+    with ThreadPoolExecutor(len(addresses)) as threads:
+        starting = [threads.submit(start, address) for address in addresses]
+    try:
+        first, second, third = (node.result() for node in starting)
+    except BaseException:
+        for node in starting:
+            if node.exception() is None:
+                node.result().kill()
+        raise
+    nodes = (first, second, third)
+    end = time.monotonic() + _SECONDS_TO_AGREE
+    while not all(_knows(node, len(nodes) - 1) for node in nodes):
+        if time.monotonic() > end:
+            for node in nodes:
+                node.kill()
+            raise RuntimeError(f"the nodes of Cassandra in {folder} do not find one another")
+        time.sleep(0.5)  # they say nowhere that they have
+    return nodes
+
+
+@contextmanager
+def asking(node: Cassandra) -> Generator[Session]:
+    """A session with one node alone, which answers by itself where it can."""
+    profile = ExecutionProfile(
+        load_balancing_policy=WhiteListRoundRobinPolicy([node.address]),
+        consistency_level=ConsistencyLevel.ONE,
+        request_timeout=30,
+    )
+    profiles = {EXEC_PROFILE_DEFAULT: profile}
+    with Cluster([node.address], port=node.port, protocol_version=5, execution_profiles=profiles) as cluster_:
+        yield cluster_.connect()
+
+
+def _knows(node: Cassandra, others: int) -> bool:
+    """Whether a node knows so many others, and all have the same schema."""
+    with asking(node) as session:
+        (own,) = session.execute("SELECT schema_version FROM system.local")
+        known = [row.schema_version for row in session.execute("SELECT schema_version FROM system.peers_v2")]
+    return known == others * [own.schema_version]

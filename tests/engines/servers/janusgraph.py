@@ -3,6 +3,7 @@
 import atexit
 import shutil
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -41,6 +42,10 @@ resultIterationBatchSize: 64
 
 _SOURCE = "def globals = [:]\nglobals << [g : traversal().withEmbedded(graph)]\n"
 
+_GAVE_UP = b"was unable to start"
+_ATTEMPTS = 12
+"""Each gets some tables further."""
+
 Storage = Literal["inmemory", "berkeleyje", "cql"]
 
 
@@ -50,7 +55,7 @@ class JanusGraph:
     Args:
         folder: Where it keeps everything.
         storage: Its kind.
-        cassandra: The node for `cql`.
+        cassandra: The nodes for `cql`.
         heap: Of the JVM.
         frame: Largest request that it takes, in bytes.
         replication: Copies on Cassandra.
@@ -63,7 +68,7 @@ class JanusGraph:
         folder: Path,
         storage: Storage = "inmemory",
         *,
-        cassandra: Cassandra | None = None,
+        cassandra: Sequence[Cassandra] = (),
         heap: str = "512m",
         frame: int = 1 << 24,
         replication: int = 1,
@@ -73,7 +78,7 @@ class JanusGraph:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._heap = heap
-        self.cassandra = cassandra
+        self.cassandra = tuple(cassandra)
         self.port = port or free_port()
         settings = [
             "gremlin.graph=org.janusgraph.core.JanusGraphFactory",
@@ -88,16 +93,20 @@ class JanusGraph:
             # BerkeleyDB refuses ids that are not its own.
             settings += ["graph.set-vertex-id=true", "graph.allow-custom-vid-types=true"]
         if storage == "cql":
-            assert cassandra is not None, "storage cql needs a node of Cassandra"
+            assert cassandra, "storage cql needs a node of Cassandra"
             settings += [
-                f"storage.hostname={cassandra.address}",
-                f"storage.port={cassandra.port}",
+                f"storage.hostname={','.join(node.address for node in cassandra)}",
+                f"storage.port={cassandra[0].port}",
                 f"storage.cql.keyspace={keyspace}",
                 f"storage.cql.local-datacenter={DATACENTER}",
                 f"storage.cql.replication-factor={replication}",
                 "storage.cql.read-consistency-level=LOCAL_QUORUM",
                 "storage.cql.write-consistency-level=LOCAL_QUORUM",
+                "storage.cql.speculative-retry=100ms",
             ]
+        if replication > 1:
+            # A lock must be written within it, at quorum and on a busy machine.
+            settings.append("storage.lock.wait-time=300")
         (folder / "graph.properties").write_text("\n".join(settings) + "\n", encoding="utf-8")
         (folder / "init.groovy").write_text(_SOURCE, encoding="utf-8")
         server = _SERVER.format(port=self.port, folder=folder, frame=frame)
@@ -117,7 +126,23 @@ class JanusGraph:
             heap=self._heap,
             options=("-Xms128m",),
         )
-        return ServerProcess(command, self._folder, lambda: answers(self.port))
+        log = self._folder / "server.log"
+
+        def ready() -> bool:
+            # Its process would go on.
+            if _GAVE_UP in log.read_bytes()[before:]:
+                raise RuntimeError(f"JanusGraph in {self._folder} does not serve")
+            return answers(self.port)
+
+        for attempt in range(_ATTEMPTS):
+            before = log.stat().st_size if log.exists() else 0
+            try:
+                return ServerProcess(command, self._folder, ready)
+            except RuntimeError:
+                # One of several nodes of Cassandra may not know yet of a table that another has just made.
+                if len(self.cassandra) < 2 or attempt + 1 == _ATTEMPTS:
+                    raise
+        raise AssertionError
 
     def kill(self) -> None:
         """Ends it as a crash would."""
@@ -137,10 +162,9 @@ def shared(storage: Storage) -> JanusGraph:
     """The server of a kind of storage that the tests of a session share."""
     folder = Path(tempfile.mkdtemp(prefix=f"janusgraph-{storage}-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    node = None
-    if storage == "cql":
-        node = Cassandra(folder / "cassandra")
+    nodes = [Cassandra(folder / "cassandra")] if storage == "cql" else []
+    for node in nodes:
         atexit.register(node.kill)
-    server = JanusGraph(folder / "server", storage, cassandra=node)
+    server = JanusGraph(folder / "server", storage, cassandra=nodes)
     atexit.register(server.kill)
     return server

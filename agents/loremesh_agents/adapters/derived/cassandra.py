@@ -23,12 +23,15 @@ from cassandra import (
     InvalidRequest,
     OperationTimedOut,
     ReadFailure,
-    Unavailable,
-    WriteTimeout,
 )
 from cassandra.auth import PlainTextAuthProvider
 from cassandra.cluster import EXEC_PROFILE_DEFAULT, Cluster, ExecutionProfile, NoHostAvailable
-from cassandra.policies import DCAwareRoundRobinPolicy, ExponentialReconnectionPolicy, TokenAwarePolicy
+from cassandra.policies import (
+    ConstantSpeculativeExecutionPolicy,
+    DCAwareRoundRobinPolicy,
+    ExponentialReconnectionPolicy,
+    TokenAwarePolicy,
+)
 from cassandra.query import SimpleStatement
 
 from loremesh_agents.domain.deadline import Deadline
@@ -43,6 +46,9 @@ _PAUSE = 0.05
 _MOST_PREPARED = 512
 _CONNECT_SECONDS = 10
 _LONGEST_PAUSE = 10.0
+_PATIENCE = 0.25
+"""Seconds after which a read is asked of another node as well."""
+_OTHERS = 2
 _PROTOCOL = 5
 """The first that knows vectors; naming it saves a round of questions."""
 
@@ -52,7 +58,7 @@ ALL = int(ConsistencyLevel.ALL)
 
 
 class ReplicaMissing(Exception):
-    """Not as many replicas are there, or have answered, as the consistency level asks for."""
+    """Not every replica has taken what was to be written to all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +130,7 @@ class CassandraConnection:
             BackendUnavailable: It cannot be reached, or refuses us or our statement.
             StorageFull: It takes nothing more.
             BudgetExhausted: The deadline passed.
-            ReplicaMissing: The consistency level cannot be reached, where that is `ALL`.
+            ReplicaMissing: Some replica is away, or fails, where the consistency level is `ALL`; so may all of them.
         """
         found: list[list[Any]] = []
         async with self._translated(stage, deadline, tell_missing=consistency == ALL):
@@ -185,7 +191,11 @@ class CassandraConnection:
     def _open(self) -> Any:
         servers = self._servers
         near = DCAwareRoundRobinPolicy(servers.datacenter)
-        profile = ExecutionProfile(load_balancing_policy=TokenAwarePolicy(near), consistency_level=QUORUM)
+        profile = ExecutionProfile(
+            load_balancing_policy=TokenAwarePolicy(near),
+            consistency_level=QUORUM,
+            speculative_execution_policy=ConstantSpeculativeExecutionPolicy(_PATIENCE, _OTHERS),
+        )
         cluster = Cluster(
             list(servers.hosts),
             port=servers.port,
@@ -203,9 +213,11 @@ class CassandraConnection:
             raise
 
     async def _preparation(self, session: Any, statement: str) -> Any:
-        prepared = self._prepared.get(statement)
+        prepared: Any = self._prepared.get(statement)
         if prepared is None:
             prepared = await asyncio.get_running_loop().run_in_executor(self._threads, session.prepare, statement)
+            # A node goes on asking another for some seconds after that was killed: a third may know better.
+            prepared.is_idempotent = statement.startswith("SELECT")
             self._prepared[statement] = prepared
             while len(self._prepared) > _MOST_PREPARED:
                 self._prepared.popitem(last=False)
@@ -219,12 +231,9 @@ class CassandraConnection:
                 yield
         except (TimeoutError, OperationTimedOut):
             raise BudgetExhausted(_BACKEND, stage) from None
-        except (Unavailable, WriteTimeout) as error:
-            if tell_missing:
-                raise ReplicaMissing from error
-            _log.warning("Cassandra at %s fails at %s: %s", where, stage, error)
-            raise BackendUnavailable(_BACKEND) from error
         except NoHostAvailable as error:
+            if tell_missing and self._session is not None:
+                raise ReplicaMissing from error
             causes = error.errors.values() if isinstance(error.errors, dict) else ()
             refused = any(isinstance(cause, AuthenticationFailed) for cause in causes)
             why = "refuses the user or the password" if refused else "cannot be reached"
@@ -236,6 +245,8 @@ class CassandraConnection:
             _log.error("Cassandra at %s refuses a statement at %s: %s", where, stage, error)
             raise BackendUnavailable(_BACKEND) from error
         except (DriverException, OSError) as error:
+            if tell_missing:
+                raise ReplicaMissing from error
             _log.warning("Cassandra at %s fails at %s: %s", where, stage, error)
             raise BackendUnavailable(_BACKEND) from error
 

@@ -141,10 +141,7 @@ class Keeping(Generic[AnyPage]):
 
     async def maintain(self, collection: str, *, deadline: Deadline) -> CollectionRevision:
         """See `ports.derived.DerivedIndex`."""
-        async with self._alone(collection, deadline):
-            current = await self._graph.revision(collection, deadline=deadline)
-            made = await self._store.prepare(replacing=False, deadline=deadline)
-            reached = await self._follow(current, await self._state(current, deadline), deadline=deadline)
+        reached, made = await self._catch_up(collection, deadline)
         if made:
             # Somebody has taken the index away, and with it the other collections.
             await self.recover(deadline=deadline)
@@ -156,7 +153,7 @@ class Keeping(Generic[AnyPage]):
             current = await self._graph.revision(collection, deadline=deadline)
             await self._store.prepare(replacing=True, deadline=deadline)
             noted = await self._state(current, deadline)
-            stamp = _stamp()
+            stamp = stamp_of_now()
             reached = await self._follow(
                 current, replace(noted, revision=0), noted=noted.revision, again=True, deadline=deadline
             )
@@ -188,7 +185,7 @@ class Keeping(Generic[AnyPage]):
                 state = states.get(found.collection_uid)
                 if state is None or state.revision < found.revision:
                     try:
-                        await self.maintain(found.name, deadline=deadline)
+                        await self._catch_up(found.name, deadline)
                     except CollectionNotFound:
                         continue
             after = collections[-1].name
@@ -226,6 +223,13 @@ class Keeping(Generic[AnyPage]):
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
+    async def _catch_up(self, collection: str, deadline: Deadline) -> tuple[CollectionRevision, bool]:
+        """Brings a collection up to date; gives the state reached, and whether the index had to be made."""
+        async with self._alone(collection, deadline):
+            current = await self._graph.revision(collection, deadline=deadline)
+            made = await self._store.prepare(replacing=False, deadline=deadline)
+            return await self._follow(current, await self._state(current, deadline), deadline=deadline), made
+
     async def _gone(self, revision: CollectionRevision, deadline: Deadline) -> bool:
         try:
             current = await self._graph.revision(revision.collection, deadline=deadline)
@@ -262,7 +266,7 @@ class Keeping(Generic[AnyPage]):
             if page.collection_uid != current.collection_uid:
                 # Deleted meanwhile, and made anew.
                 raise CollectionNotFound(current.collection)
-            state = await self._store.apply(state, page, stamp=_stamp(), deadline=deadline)
+            state = await self._store.apply(state, page, stamp=stamp_of_now(), deadline=deadline)
             if state.revision >= noted:
                 await self._store.note(state, deadline=deadline)
             again = page.more
@@ -282,5 +286,6 @@ class Keeping(Generic[AnyPage]):
             lock.release()
 
 
-def _stamp() -> int:
+def stamp_of_now() -> int:
+    """Of what is written from now on."""
     return time.time_ns() // 1000

@@ -2,9 +2,11 @@
 
 Each collection has a table of its own: with one table for all, the condition on the collection costs a look at every one of its passages in each
 search (docs/engines.md has the figures). Cassandra searches vectors at consistency ONE whatever is asked for. So that a reader sees what is acknowledged, vectors are
-written to all replicas; while one of them is down, to a quorum, and the others get the rest by hints.
+written to all replicas. While one of them is away, a quorum has to do: the revision after which that began is noted as the collection's *gap*, and what has
+changed since is written to all of them once they are there again. docs/consistency.md says what a search may lack meanwhile.
 """
 
+import asyncio
 import hashlib
 import logging
 from collections.abc import Collection as Group
@@ -22,10 +24,10 @@ from loremesh_agents.adapters.derived.cassandra import (
     CassandraServers,
     ReplicaMissing,
 )
-from loremesh_agents.adapters.derived.keeping import IndexState, Keeping
+from loremesh_agents.adapters.derived.keeping import IndexState, Keeping, stamp_of_now
 from loremesh_agents.adapters.vector.query import require_comparable
 from loremesh_agents.domain.deadline import Deadline
-from loremesh_agents.domain.errors import BackendUnavailable
+from loremesh_agents.domain.errors import BackendUnavailable, BudgetExhausted, CollectionNotFound, LoremeshError
 from loremesh_agents.domain.retrieval import PassageRef
 from loremesh_agents.domain.revision import CollectionRevision
 from loremesh_agents.ports.graph import GraphStore, VectorChanges
@@ -35,11 +37,17 @@ _NAME = "cassandra vector index"
 _FORMAT = 1
 _PAGE = 2_000
 _OVERSAMPLING = 2
+_SHARE_OF_ALL = 0.5
+"""Of the time left, for a try to write to all replicas."""
+_MENDING_PAUSE = 5.0
+_MENDING_SECONDS = 300.0
+"""Time that one try to fill a gap may take."""
 _MOST_CANDIDATES = 1_000
 """The server refuses more."""
 _TABLES = (
     "CREATE TABLE IF NOT EXISTS vector_index (name text PRIMARY KEY, format int)",
     "CREATE TABLE IF NOT EXISTS vector_index_state (uid text PRIMARY KEY, collection text, revision bigint, dimension int)",
+    "CREATE TABLE IF NOT EXISTS vector_index_gap (uid text PRIMARY KEY, after bigint)",
 )
 _STATE = "SELECT uid, collection, revision, dimension FROM vector_index_state"
 
@@ -50,7 +58,10 @@ class _Vectors:
     def __init__(self, connection: CassandraConnection) -> None:
         self._connection = connection
         self._checked = False
+        self._prepared = False
         self._made: set[str] = set()
+        self.gapped: set[str] = set()
+        """The collections that are known to have a gap, by uid."""
 
     @property
     def name(self) -> str:
@@ -60,7 +71,7 @@ class _Vectors:
         if replacing:
             # Somebody may have taken a table away: they are looked for again.
             self._made.clear()
-        if self._checked and not replacing:
+        if self._prepared and not replacing:
             return False
         for table in _TABLES:
             await self._connection.define(table, deadline=deadline)
@@ -81,6 +92,7 @@ class _Vectors:
                 deadline=deadline,
             )
         await self._require_format(deadline)
+        self._prepared = True
         return other
 
     async def states(self, uids: Group[str] | None, *, deadline: Deadline) -> Mapping[str, IndexState]:
@@ -104,16 +116,94 @@ class _Vectors:
         dimension = page.vectors.shape[1] if page.added else state.dimension
         if not dimension:
             return replace(state, revision=page.revision)
+        before = state.revision
         state = await self._with_table(state, dimension, deadline)
+        gap = await self.gap(state.uid, deadline=deadline)
+        if gap is None:
+            try:
+                await self._write(state, page, stamp, ALL, deadline.fraction(_SHARE_OF_ALL))
+                return replace(state, revision=page.revision)
+            except (ReplicaMissing, BudgetExhausted):
+                _log.warning(
+                    "a replica of Cassandra is missing: the collection %s is written to the others, and to all when it is back",
+                    state.collection,
+                )
+        if gap is None or before < gap:
+            # Noted before anybody may take the page for whole, so that it is not forgotten where this process ends.
+            await self._note_gap(state.uid, before, deadline)
+        await self._write(state, page, stamp, QUORUM, deadline)
+        return replace(state, revision=page.revision)
+
+    async def gap(self, uid: str, *, deadline: Deadline) -> int | None:
+        """The revision after which some replica may lack what was written; None where none does."""
+        rows = await self._connection.ask(
+            "SELECT after FROM vector_index_gap WHERE uid = ?", (uid,), stage="looking for gaps", deadline=deadline
+        )
+        if not rows:
+            self.gapped.discard(uid)
+            return None
+        self.gapped.add(uid)
+        return int(rows[0].after)
+
+    async def gaps(self, *, deadline: Deadline) -> frozenset[str]:
+        """The collections that have one, by uid."""
+        rows = await self._connection.scan(
+            "SELECT uid FROM vector_index_gap", stage="looking for gaps", deadline=deadline
+        )
+        return frozenset(row.uid for row in rows)
+
+    async def mend(self, state: IndexState, page: VectorChanges, *, stamp: int, deadline: Deadline) -> None:
+        """Writes a page of changes after a gap's begin to all replicas, and has the gap begin after it, or end.
+
+        Args:
+            state: The collection's.
+            page: The changes.
+            stamp: As that of `apply`.
+            deadline: When to give up.
+
+        Raises:
+            ReplicaMissing: One is away still, and everything is as before.
+        """
+        if page.added and page.vectors.shape[1] != state.dimension:
+            # Vectors of another model have a table of their own, and nobody looks into the one before.
+            page = replace(page, added=(), vectors=page.vectors[:0])
+        if state.dimension:
+            await self._write(state, page, stamp, ALL, deadline)
+        if page.revision < state.revision:
+            await self._note_gap(state.uid, page.revision, deadline)
+        else:
+            await self._connection.ask(
+                "DELETE FROM vector_index_gap WHERE uid = ?", (state.uid,), stage="closing a gap", deadline=deadline
+            )
+            self.gapped.discard(state.uid)
+            _log.info("all replicas of Cassandra have the vectors of the collection %s again", state.collection)
+
+    async def _note_gap(self, uid: str, after: int, deadline: Deadline) -> None:
+        await self._connection.ask(
+            "INSERT INTO vector_index_gap (uid, after) VALUES (?, ?)",
+            (uid, after),
+            stage="noting a gap",
+            deadline=deadline,
+        )
+        self.gapped.add(uid)
+
+    async def _write(
+        self, state: IndexState, page: VectorChanges, stamp: int, consistency: int, deadline: Deadline
+    ) -> None:
         await self._connection.ask_each(
             f"DELETE FROM {_table(state)} WHERE ref = ?",
             [(int(ref),) for ref in page.removed],
+            consistency=consistency,
             stage="removing",
             deadline=deadline,
         )
-        rows = [(int(ref), stamp, vector) for ref, vector in zip(page.added, page.vectors.tolist(), strict=True)]
-        await self._add(f"INSERT INTO {_table(state)} (ref, stamp, vector) VALUES (?, ?, ?)", rows, deadline)
-        return replace(state, revision=page.revision)
+        await self._connection.ask_each(
+            f"INSERT INTO {_table(state)} (ref, stamp, vector) VALUES (?, ?, ?)",
+            [(int(ref), stamp, vector) for ref, vector in zip(page.added, page.vectors.tolist(), strict=True)],
+            consistency=consistency,
+            stage="writing",
+            deadline=deadline,
+        )
 
     async def note(self, state: IndexState, *, deadline: Deadline) -> None:
         values = (state.collection, state.revision, state.dimension, state.uid)
@@ -139,9 +229,11 @@ class _Vectors:
             if state.dimension:
                 await self._connection.define(f"DROP TABLE IF EXISTS {_table(state)}", deadline=deadline)
                 self._made.discard(_table(state))
-            await self._connection.ask(
-                "DELETE FROM vector_index_state WHERE uid = ? IF EXISTS", (uid,), stage="removing", deadline=deadline
-            )
+            for statement in (
+                "DELETE FROM vector_index_gap WHERE uid = ?",
+                "DELETE FROM vector_index_state WHERE uid = ? IF EXISTS",
+            ):
+                await self._connection.ask(statement, (uid,), stage="removing", deadline=deadline)
         elif state.dimension:
             rows = await self._connection.scan(
                 f"SELECT ref, stamp FROM {_table(state)}", stage="looking for remains", deadline=deadline
@@ -165,17 +257,6 @@ class _Vectors:
             deadline=deadline,
         )
         return [(-row.similarity, row.ref) for row in rows]
-
-    async def _add(self, statement: str, rows: Sequence[tuple[object, ...]], deadline: Deadline) -> None:
-        try:
-            await self._connection.ask_each(
-                statement, rows, consistency=ALL, stage="writing", deadline=deadline.fraction(0.5)
-            )
-        except ReplicaMissing:
-            _log.warning(
-                "a replica of Cassandra is missing: until it has caught up, its searches do not find what is new"
-            )
-            await self._connection.ask_each(statement, rows, consistency=QUORUM, stage="writing", deadline=deadline)
 
     async def _with_table(self, state: IndexState, dimension: int, deadline: Deadline) -> IndexState:
         """The state with vectors of a dimension, in a table that is made for them if need be."""
@@ -228,7 +309,26 @@ class CassandraVectorIndex(Keeping[VectorChanges]):
     def __init__(self, graph: GraphStore, servers: CassandraServers) -> None:
         self._connection = CassandraConnection(servers)
         self._vectors = _Vectors(self._connection)
+        self._mending: asyncio.Task[None] | None = None
         super().__init__(graph, self._vectors, graph.vector_changes, page=_PAGE)
+
+    async def maintain(self, collection: str, *, deadline: Deadline) -> CollectionRevision:
+        """See `ports.derived.DerivedIndex`. What some replica lacks it gets in the background."""
+        reached = await super().maintain(collection, deadline=deadline)
+        self._mend_later()
+        return reached
+
+    async def rebuild(self, collection: str, *, deadline: Deadline) -> CollectionRevision:
+        """See `ports.derived.DerivedIndex`, and `maintain`."""
+        reached = await super().rebuild(collection, deadline=deadline)
+        self._mend_later()
+        return reached
+
+    async def recover(self, *, deadline: Deadline) -> None:
+        """See `ports.derived.DerivedIndex`, and `maintain`."""
+        await super().recover(deadline=deadline)
+        self._vectors.gapped |= await self._vectors.gaps(deadline=deadline)
+        self._mend_later()
 
     async def search(
         self, vector: NDArray[np.float32], *, revisions: tuple[CollectionRevision, ...], limit: int, deadline: Deadline
@@ -244,7 +344,49 @@ class CassandraVectorIndex(Keeping[VectorChanges]):
 
     async def close(self) -> None:
         """See the port."""
+        if self._mending is not None:
+            self._mending.cancel()
+            await asyncio.gather(self._mending, return_exceptions=True)
         await self._connection.close()
+
+    def _mend_later(self) -> None:
+        if self._vectors.gapped and (self._mending is None or self._mending.done()):
+            self._mending = asyncio.create_task(self._keep_mending())
+
+    async def _keep_mending(self) -> None:
+        """Tries until no gap is left. Not a part of `maintain`: what is new shall not wait for a replica that is away."""
+        while self._vectors.gapped:
+            await asyncio.sleep(_MENDING_PAUSE)
+            for uid in tuple(self._vectors.gapped):
+                try:
+                    await self._mend(uid, Deadline.after(_MENDING_SECONDS))
+                except CollectionNotFound:
+                    self._vectors.gapped.discard(uid)
+                except (ReplicaMissing, LoremeshError) as error:
+                    _log.debug("a replica of Cassandra lacks vectors still: %r", error)
+
+    async def _mend(self, uid: str, deadline: Deadline) -> None:
+        """Writes to all replicas what some may lack, page by page: writers have their turn in between."""
+        while uid in self._vectors.gapped:
+            collection = (await self._state_of(uid, deadline)).collection
+            async with self._alone(collection, deadline):
+                state = await self._state_of(uid, deadline)
+                after = await self._vectors.gap(uid, deadline=deadline)
+                if after is None:
+                    continue
+                page = await self._graph.vector_changes(
+                    collection, after_revision=after, limit=_PAGE, deadline=deadline
+                )
+                if page.collection_uid != uid:
+                    # Deleted, and made anew; what is left of it is removed with its state.
+                    raise CollectionNotFound(collection)
+                await self._vectors.mend(state, page, stamp=stamp_of_now(), deadline=deadline)
+
+    async def _state_of(self, uid: str, deadline: Deadline) -> IndexState:
+        state = (await self._vectors.states([uid], deadline=deadline)).get(uid)
+        if state is None:
+            raise CollectionNotFound(uid)
+        return state
 
 
 def _table(state: IndexState) -> str:

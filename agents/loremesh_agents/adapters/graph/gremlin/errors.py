@@ -25,7 +25,10 @@ _NO_SCHEMA = (
     "Edge Label with given name does not exist",
 )
 _THERE = ("Vertex with id already exists",)
-_BACKEND = ("BackendException", "backend exception", "ServiceUnavailable", "AllNodesFailed", "ReadOnlyViolation")
+_BACKEND = (
+    *("BackendException", "backend exception", "ServiceUnavailable", "AllNodesFailed", "ReadOnlyViolation"),
+    "exception during persistence",  # JanusGraph's storage did not take it in time, or gave no lock
+)
 _CONFLICT = (
     "Conflict: element modified",
     "ConcurrentModificationException",
