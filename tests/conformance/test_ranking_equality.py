@@ -29,7 +29,7 @@ from tests.term_vectors import MODEL, TermVectors, encoded
 
 STAFF = Principal("s", frozenset({"staff"}))
 TOPICS = dict(islice(topics.items(), 60))
-_TOGETHER, _AGAIN = 6, 2
+_TOGETHER, _AGAIN = 4, 1
 ENOUGH = RetrieverSettings(text_candidates=1000, vector_candidates=1000)
 
 
@@ -41,7 +41,7 @@ def reference() -> list[DocumentWrite]:
         found = Document(
             name,
             name.capitalize(),
-            (Section(text[:4000], links=(Link(f"pydoc:{names[place - 1]}"),)),),
+            (Section(text[:6000], links=(Link(f"pydoc:{names[place - 1]}"),)),),
             aliases=(name,),
             uri=f"pydoc:{name}",
             readers=frozenset({"staff"}) if place % 7 == 3 else frozenset(),
