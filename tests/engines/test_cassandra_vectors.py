@@ -1,13 +1,14 @@
 """What is Cassandra's alone, of vectors: servers that refuse, vanish and come back; tables that are missing or of another format."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from loremesh_agents.adapters.derived.cassandra import CassandraServers
+from loremesh_agents.adapters.derived.cassandra import ALL, CassandraConnection, CassandraServers, ReplicaMissing
 from loremesh_agents.adapters.graph.memory import MemoryGraphStore
 from loremesh_agents.adapters.vector.cassandra import CassandraVectorIndex
 from loremesh_agents.domain.deadline import Deadline
@@ -97,6 +98,45 @@ async def test_a_state_never_goes_back(graph: MemoryGraphStore, index: Cassandra
     await index.maintain("c", deadline=soon())
     await index._vectors.note(early, deadline=soon())
     assert (await index._vectors.states([uid], deadline=soon()))[uid].revision == later.revision
+
+
+async def test_what_a_missing_replica_has_not_taken_is_written_to_all_when_it_is_back(
+    graph: MemoryGraphStore, where: CassandraServers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = True
+    to_all: list[int] = []
+    ask_each = CassandraConnection.ask_each
+
+    async def ask(self: CassandraConnection, statement: str, rows: Sequence[Sequence[Any]], **options: Any) -> Any:
+        if options.get("consistency") == ALL:
+            if away:
+                raise ReplicaMissing
+            to_all.extend(row[0] for row in rows if statement.startswith("INSERT"))
+        return await ask_each(self, statement, rows, **options)
+
+    monkeypatch.setattr(CassandraConnection, "ask_each", ask)
+    writer = CassandraVectorIndex(graph, where)
+    for size in (5, 8):
+        # Also those of a gap that is there already are found at once.
+        revision = await Clustered(size, dimension=8).put(graph)
+        assert await writer.maintain("c", deadline=soon()) == revision
+        assert await count(writer, revision) == size
+    await writer.close()
+    following = CassandraVectorIndex(graph, where)
+    away = False
+    await following.recover(deadline=soon())
+    mended = soon()
+    while await following._vectors.gap(revision.collection_uid, deadline=mended) is not None:
+        await asyncio.sleep(0.2)
+    page = await graph.vector_changes("c", after_revision=0, limit=100, deadline=soon())
+    assert set(page.added) <= set(to_all)
+    to_all.clear()
+    # From now on to all at once.
+    revision = await Clustered(9, dimension=8).put(graph)
+    await following.maintain("c", deadline=soon())
+    assert await count(following, revision) == 9
+    assert to_all
+    await following.close()
 
 
 async def test_what_is_gone_leaves_no_table(
