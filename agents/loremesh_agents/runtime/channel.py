@@ -34,6 +34,10 @@ _StreamCall: TypeAlias = grpc.aio.UnaryStreamCall[Any, _Response] | grpc.aio.Str
 _STATUS_DELAY = 1.0
 """Seconds within which the status of a call comes whose write has failed."""
 
+_FIRST_RECONNECT = 0.1
+_LAST_RECONNECT = 1.0
+"""Seconds between attempts to connect, at first and at most. gRPC's own two minutes would leave a peer aside long after it is back."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -96,6 +100,8 @@ def open_channel(
         ("grpc.keepalive_time_ms", round(options.keepalive_time * 1000)),
         ("grpc.keepalive_timeout_ms", round(options.keepalive_timeout * 1000)),
         ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.initial_reconnect_backoff_ms", round(_FIRST_RECONNECT * 1000)),
+        ("grpc.max_reconnect_backoff_ms", round(_LAST_RECONNECT * 1000)),
         # A proxy for the World Wide Web that the environment names is no way to a peer.
         ("grpc.enable_http_proxy", 0),
         ("grpc.enable_retries", int(options.retry is not None)),

@@ -170,6 +170,32 @@ async def test_a_peer_that_is_not_there(unused_tcp_port):
             await values(peer.stream(Stub(channel).Stream, text(), soon()))
 
 
+async def test_a_peer_that_was_away_is_looked_for_again_soon():
+    asked = asyncio.Semaphore(0)
+
+    def away(_, writer):
+        asked.release()
+        writer.transport.abort()
+
+    listener = await asyncio.start_server(away, "127.0.0.1", 0)
+    target = f"127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+    async with listener, open_channel(target) as channel:
+
+        async def ask_again_and_again():
+            while True:
+                with pytest.raises(PeerUnavailable):
+                    await Peer("tester").unary(Stub(channel).Unary, text(), soon())
+                await asyncio.sleep(0.01)
+
+        asking = asyncio.create_task(ask_again_and_again())
+        # By gRPC's own pauses, the sixth attempt would come after 8 to 12 seconds.
+        async with asyncio.timeout(6):
+            for _ in range(6):
+                await asked.acquire()
+        asking.cancel()
+        await asyncio.wait([asking])
+
+
 async def test_a_deadline_that_passes_in_mid_stream():
     async with serving(service(stream=forever)) as running:
         messages = Peer("tester").stream(running.stub.Stream, text(), Deadline.after(0.2))
