@@ -12,6 +12,7 @@ BENCHMARKS = {
     "answers": "quality of the extractive answers on a data set in BEIR layout",
     "cancel": "how soon a real vLLM rests after a client has cancelled",
     "engines": "graph engines side by side: documents in, questions answered",
+    "failover": "answers whose engine is killed in the middle, with real vLLM engines",
     "freshness": "how soon an acknowledged document is found by another process",
     "generation": "what the mesh takes from a real vLLM in tokens a second and time to the first token",
     "histories": "what graph stores show while their writers are killed, against a small model",

@@ -19,12 +19,17 @@ _SERVE = ("loremesh_agents.cli", "serve")
 
 @dataclass(frozen=True)
 class Mesh:
-    """The engine, the agents, and a client's channel to the coordinator."""
+    """The engines, the agents, and a client's channel to the coordinator."""
 
-    engine: VllmServer
+    engines: tuple[VllmServer, ...]
     generator: Program
     coordinator: Program
     channel: grpc.aio.Channel
+
+    @property
+    def engine(self) -> VllmServer:
+        """The first of them."""
+        return self.engines[0]
 
     def ask(self, question: str, max_tokens: int) -> Any:
         """A call of Ask that goes to the model without retrieval."""
@@ -52,23 +57,37 @@ def _split(cores: list[int]) -> _Cores:
 @asynccontextmanager
 async def serving(kind: str, engine_arguments: Sequence[str] = ()) -> AsyncIterator[Mesh]:
     """Serves engine, generator and coordinator within the block; this process is the client, and moves to its processor."""
-    # It has been read, and the agents refuse names that are no settings of theirs.
-    os.environ.pop("LOREMESH_TEST_ENGINE_CACHE", None)
     all_cores = sorted(os.sched_getaffinity(0))
     cores = _split(all_cores)
     engine = await asyncio.to_thread(VllmServer, kind, cores=cores.engine, arguments=engine_arguments)
     # Those who are started inherit it.
     os.sched_setaffinity(0, cores.agents)
     try:
-        url = f"vllm+grpc://{engine.target}" if kind == "grpc" else f"openai+http://{engine.target}/v1"
-        with tempfile.TemporaryDirectory() as data:
-            shared = {"LOREMESH_STORES__DATA": data, "LOREMESH_STORES__MODEL": url}
-            async with running(*_SERVE, "generator", "--free-ports", **shared) as generator:
-                address = {"LOREMESH_ADDRESSES__GENERATOR": generator.target}
-                async with running(*_SERVE, "coordinator", "--free-ports", **address) as coordinator:
-                    os.sched_setaffinity(0, cores.client)
-                    async with grpc.aio.insecure_channel(coordinator.target) as channel:
-                        yield Mesh(engine, generator, coordinator, channel)
+        async with in_front_of((engine,)) as mesh:
+            os.sched_setaffinity(0, cores.client)
+            yield mesh
     finally:
         await asyncio.to_thread(engine.stop)
         os.sched_setaffinity(0, all_cores)
+
+
+@asynccontextmanager
+async def in_front_of(engines: tuple[VllmServer, ...], log_level: str = "WARNING") -> AsyncIterator[Mesh]:
+    """Serves a generator, for which the engines are one, and a coordinator within the block."""
+    # It has been read, and the agents refuse names that are no settings of theirs.
+    os.environ.pop("LOREMESH_TEST_ENGINE_CACHE", None)
+    with tempfile.TemporaryDirectory() as data:
+        settings = {"LOREMESH_STORES__DATA": data, "LOREMESH_TELEMETRY__LOG_LEVEL": log_level}
+        urls = ",".join(map(model_url, engines))
+        async with running(*_SERVE, "generator", "--free-ports", LOREMESH_STORES__MODEL=urls, **settings) as generator:
+            settings["LOREMESH_ADDRESSES__GENERATOR"] = generator.target
+            async with (
+                running(*_SERVE, "coordinator", "--free-ports", **settings) as coordinator,
+                grpc.aio.insecure_channel(coordinator.target) as channel,
+            ):
+                yield Mesh(engines, generator, coordinator, channel)
+
+
+def model_url(engine: VllmServer) -> str:
+    """An engine's address as settings name it."""
+    return f"vllm+grpc://{engine.target}" if engine.kind == "grpc" else f"openai+http://{engine.target}/v1"

@@ -3,40 +3,17 @@
 import asyncio
 import json
 import random
-import signal
-import threading
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
 
 import pytest
 
-from loremesh_agents.adapters.model.openai_http import OpenAiModel
-from loremesh_agents.adapters.model.token_model import TokenModel
-from loremesh_agents.adapters.model.vllm_grpc import VllmGrpcEngine
-from loremesh_agents.domain.answer import FinishReason, Resumption, TokenDelta
-from loremesh_agents.domain.conversation import Message, Role
-from loremesh_agents.domain.deadline import Deadline
-from loremesh_agents.domain.errors import BackendUnavailable, LoremeshError, UnsupportedByModel
-from loremesh_agents.ports.language_model import (
-    GenerationEnd,
-    GenerationRequest,
-    LanguageModel,
-    ResumePoint,
-    SamplingOptions,
-)
+from loremesh_agents.domain.answer import FinishReason, Resumption
+from loremesh_agents.domain.errors import UnsupportedByModel
+from loremesh_agents.ports.language_model import LanguageModel, ResumePoint
+from tests.engines.generations import KINDS, QUESTION, asked, ids, opened, quiet, soon, text, written
 from tests.engines.servers.vllm import CONTEXT, VllmServer, vllm_server
-
-QUESTION = "Which statement compares 日本語 with 🙂?"
-ASKED = GenerationRequest((Message(Role.USER, QUESTION),), QUESTION)
-KINDS = ("grpc", "http")
-
-
-def opened(server: VllmServer, *, idle_timeout: float = 30) -> LanguageModel:
-    if server.kind == "grpc":
-        return TokenModel(VllmGrpcEngine(server.target, idle_timeout=idle_timeout))
-    return OpenAiModel(f"http://{server.target}/v1", context_tokens=1, idle_timeout=idle_timeout)
 
 
 @pytest.fixture(params=KINDS)
@@ -49,35 +26,6 @@ async def model(server: VllmServer) -> AsyncIterator[LanguageModel]:
     found = opened(server)
     yield found
     await found.close()
-
-
-def soon() -> Deadline:
-    return Deadline.after(60)
-
-
-def asked(**options: object) -> GenerationRequest:
-    return replace(ASKED, options=SamplingOptions(**options))
-
-
-async def written(model: LanguageModel, request: GenerationRequest) -> tuple[list[TokenDelta], GenerationEnd]:
-    *deltas, end = [event async for event in model.generate(request, deadline=soon())]
-    assert isinstance(end, GenerationEnd)
-    return [delta for delta in deltas if isinstance(delta, TokenDelta)], end
-
-
-def text(deltas: list[TokenDelta]) -> str:
-    return "".join(delta.text for delta in deltas)
-
-
-def ids(deltas: list[TokenDelta]) -> tuple[int, ...]:
-    return tuple(token for delta in deltas for token in delta.token_ids)
-
-
-async def quiet(server: VllmServer, running: int = 0) -> None:
-    """Waits until so many requests are in the engine."""
-    async with asyncio.timeout(20):
-        while await asyncio.to_thread(server.running) != running:
-            await asyncio.sleep(0.01)  # the engine does not tell when
 
 
 async def test_greedy_generations_go_on_exactly_from_any_token(model: LanguageModel) -> None:
@@ -191,48 +139,3 @@ async def test_who_is_cancelled_leaves_nothing_running(server: VllmServer, model
     await asyncio.wait([task])
     assert task.cancelled()
     await quiet(server)
-
-
-async def _until_it_fails(
-    model: LanguageModel, tokens: int, harm: Callable[[], None]
-) -> tuple[list[TokenDelta], LoremeshError]:
-    """What came of so many tokens, with harm done after some of them, until the stream failed."""
-    begun: list[TokenDelta] = []
-    try:
-        async for event in model.generate(asked(max_tokens=tokens), deadline=soon()):
-            assert isinstance(event, TokenDelta), "the stream ended as if nothing had happened"
-            begun.append(event)
-            if len(begun) == 30:
-                harm()
-    except LoremeshError as error:
-        return begun, error
-    raise AssertionError("the stream ended")
-
-
-@pytest.mark.parametrize("kind", KINDS)
-async def test_an_engine_that_stops_or_dies_is_noticed_and_another_goes_on(kind: str) -> None:
-    doomed = await asyncio.to_thread(VllmServer, kind)
-    model, other = opened(doomed, idle_timeout=2), opened(vllm_server(kind))
-    try:
-        fingerprint = (await model.models(deadline=soon()))[0].fingerprint
-        assert (await other.models(deadline=soon()))[0].fingerprint == fingerprint
-
-        began = time.monotonic()
-        _, error = await _until_it_fails(model, 3000, lambda: doomed.signal(signal.SIGSTOP))
-        assert isinstance(error, BackendUnavailable)
-        assert time.monotonic() - began < 15
-        doomed.signal(signal.SIGCONT)
-        await quiet(doomed)
-
-        # In a thread: the stream must go on being read while the engine dies.
-        begun, error = await _until_it_fails(model, 1000, threading.Thread(target=doomed.kill).start)
-        assert isinstance(error, BackendUnavailable)
-        with pytest.raises(BackendUnavailable):
-            await model.models(deadline=soon())
-        resume = ResumePoint(fingerprint, ids(begun), text(begun))
-        rest, _ = await written(other, replace(asked(max_tokens=1000), resume=resume))
-        assert text(begun) + text(rest) == text((await written(other, asked(max_tokens=1000)))[0])
-    finally:
-        await model.close()
-        await other.close()
-        doomed.stop()

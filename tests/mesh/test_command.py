@@ -1,5 +1,6 @@
 """The `loremesh` command as a person and a script use it."""
 
+import asyncio
 import json
 import os
 import subprocess
@@ -8,13 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.doubles.openai_server import DONE, Behaviour, event, serving
+
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("LOREMESH_")}
 
 
-def loremesh(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def loremesh(*arguments: str, stdin: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "loremesh_agents.cli", *arguments],
         env={**ENVIRONMENT, "LOREMESH_STORES__EMBEDDER": "none", **environment},
+        input=stdin,
         capture_output=True,
         text=True,
         timeout=50,
@@ -145,3 +149,38 @@ def test_the_embedded_graph_is_looked_after(notes: Path, tmp_path: Path) -> None
     assert loremesh("ingest", str(notes), "-c", "notes", *data).returncode == 0
     (collection,) = json.loads(loremesh("graph", "stats", "--json", *data).stdout)["collections"]
     assert (collection["name"], collection["documents"], collection["revision"] > 0) == ("notes", 2, True)
+
+
+async def test_in_a_chat_the_model_may_search_again(notes: Path, tmp_path: Path) -> None:
+    data = ("--data", str(tmp_path / "data"))
+    assert (await asyncio.to_thread(loremesh, "ingest", str(notes), "-c", "notes", *data)).returncode == 0
+
+    function = {"name": "retrieve", "arguments": '{"question": "Where was Jane Doe born?"}'}
+    call = {"tool_calls": [{"index": 0, "id": "call-a", "function": function}]}
+    engine = Behaviour()
+
+    def asked(**delta: object) -> str:
+        return event({"choices": [{"index": 0, "delta": delta, "finish_reason": None}]})
+
+    def ended(reason: str) -> str:
+        return event({"choices": [{"index": 0, "delta": {}, "finish_reason": reason}]})
+
+    async def answer_next(_: int) -> None:
+        engine.script = [asked(content="In Lisbon [2]."), ended("stop"), DONE]
+
+    engine.script = [0, asked(**call), ended("tool_calls"), DONE]
+    engine.before_token = answer_next
+    async with serving(engine) as address:
+        question = "Who has led Acme Corporation since 2019?\n"
+        model = {"LOREMESH_STORES__MODEL": f"openai+{address}"}
+        chat = await asyncio.to_thread(loremesh, "chat", "--tools", "1", *data, stdin=question, **model)
+        assert chat.returncode == 0
+        assert '(retrieve {"question": "Where was Jane Doe born?"})' in chat.stderr
+        assert "In Lisbon [2]." in chat.stdout
+        assert "[2] Jane Doe" in chat.stdout
+        offered = ["tools" in body for path, body in engine.requests if path == "/v1/chat/completions"]
+        assert offered == [True, False]
+
+        engine.requests.clear()
+        assert (await asyncio.to_thread(loremesh, "chat", *data, stdin=question, **model)).returncode == 0
+        assert not any("tools" in body for _, body in engine.requests)

@@ -66,6 +66,11 @@ class ServerProcess:
             self.kill()
             raise
 
+    @property
+    def pid(self) -> int:
+        """Of the process that was started."""
+        return self._process.pid
+
     def signal(self, number: signal.Signals) -> None:
         """Sends a signal to the whole group."""
         if self._process.poll() is None:

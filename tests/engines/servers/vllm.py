@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 
 import grpc
+import psutil
 from smg_grpc_proto import vllm_engine_pb2, vllm_engine_pb2_grpc
 
 from tests.engines.servers.jars import CACHE
@@ -93,30 +94,37 @@ class VllmServer:
         kind: `grpc` or `http`.
         model: Folder of the model.
         cores: Processors that it may use; all where there are none.
+        executor: `mp` for workers in processes of their own, `uni` for one within the engine's, which starts in two thirds of the time.
         arguments: Of `vllm serve`, besides ours.
     """
 
     def __init__(
-        self, kind: str, model: Path | None = None, *, cores: Sequence[int] = (), arguments: Sequence[str] = ()
+        self,
+        kind: str,
+        model: Path | None = None,
+        *,
+        cores: Sequence[int] = (),
+        executor: str = "mp",
+        arguments: Sequence[str] = (),
     ) -> None:
         self.kind = kind
         self.port = free_port()
         self.target = f"127.0.0.1:{self.port}"
         self._folder = Path(tempfile.mkdtemp(prefix="loremesh-vllm-"))
         pinned = ("taskset", "-c", ",".join(map(str, cores))) if cores else ()
-        command = [
+        self._command = [
             *pinned,
             *(str(installation() / "bin" / "vllm"), "serve", str(model or tiny_model())),
             *("--host", "127.0.0.1", "--port", str(self.port), "--served-model-name", "tiny"),
             # In half precision the likeliest token of random weights is often a tie, and then anybody's.
             *("--dtype", "float32", "--max-model-len", str(CONTEXT), "--gpu-memory-utilization", "0.3"),
-            *("--num-gpu-blocks-override", "256", "--enforce-eager"),
+            *("--num-gpu-blocks-override", "256", "--enforce-eager", "--distributed-executor-backend", executor),
             # A model without sense would write white space for ever, which is JSON as well.
             *("--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}'),
             *(("--grpc",) if kind == "grpc" else ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")),
             *arguments,
         ]
-        environment = {
+        self._environment = {
             "HF_HUB_OFFLINE": "1",
             "VLLM_NO_USAGE_STATS": "1",
             "DO_NOT_TRACK": "1",
@@ -130,9 +138,11 @@ class VllmServer:
             "SMG_VLLM_SERVICER_KV_EVENTS": "0",
             "SMG_VLLM_SERVICER_WARMUP": "off",
             "PYTHONDONTWRITEBYTECODE": "",
+            # On the processor, `uni` is taken for `mp` otherwise.
+            "VLLM_ENABLE_V1_MULTIPROCESSING": str(int(executor != "uni")),
         }
         try:
-            self._process = ServerProcess(command, self._folder, self._ready, environment=environment)
+            self._process = self._started()
         except BaseException:
             shutil.rmtree(self._folder, ignore_errors=True)
             raise
@@ -148,6 +158,14 @@ class VllmServer:
         found = re.findall(r"^vllm:num_requests_(?:running|waiting)\{[^}]*\} ([\d.]+)$", told, re.MULTILINE)
         return sum(int(float(number)) for number in found)
 
+    def signal_worker(self, number: signal.Signals) -> None:
+        """Sends a signal to the process that computes, or to one of them; the one that is asked for its health goes on."""
+        members = psutil.Process(self._process.pid).children(recursive=True)
+        names = [" ".join(member.cmdline()) for member in members]
+        computing = [member for member, name in zip(members, names, strict=True) if "VLLM::Worker" in name]
+        computing += [member for member, name in zip(members, names, strict=True) if "VLLM::EngineCore" in name]
+        computing[0].send_signal(number)
+
     def signal(self, number: signal.Signals) -> None:
         """Sends a signal to the server and its workers."""
         self._process.signal(number)
@@ -156,10 +174,17 @@ class VllmServer:
         """Ends it as a crash would."""
         self._process.kill()
 
+    def restart(self) -> None:
+        """Starts it again at its address, after it was killed."""
+        self._process = self._started()
+
     def stop(self) -> None:
         """Ends it."""
         self._process.stop()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _started(self) -> ServerProcess:
+        return ServerProcess(self._command, self._folder, self._ready, environment=self._environment)
 
     def _ready(self) -> bool:
         try:

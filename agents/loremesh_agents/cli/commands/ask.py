@@ -17,6 +17,16 @@ from loremesh_agents.domain.deadline import Deadline
 NEEDED = tuple(name for name in ALL if name != "knowledge")
 """Agents that answer questions."""
 
+tools_option = click.option(
+    "--tools",
+    "tool_rounds",
+    type=click.IntRange(0, 8),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Times that the model may search again by itself for an answer; the model must be able to call tools.",
+)
+
 
 @click.command("ask")
 @click.argument("question")
@@ -24,15 +34,7 @@ NEEDED = tuple(name for name in ALL if name != "knowledge")
     "-c", "--collection", "collections", multiple=True, help="Collection to search; may be repeated. Default: all."
 )
 @click.option("-k", type=click.IntRange(1, 100), default=8, show_default=True, help="Pieces of evidence.")
-@click.option(
-    "--tools",
-    "tool_rounds",
-    type=click.IntRange(0, 8),
-    default=0,
-    show_default=True,
-    metavar="N",
-    help="Times that the model may search again by itself; the model must be able to call tools.",
-)
+@tools_option
 @click.option("--why", is_flag=True, help="Show how each source was found.")
 @click.option("--json", "as_json", is_flag=True, help="Print one event a line, as JSON.")
 @click.option(

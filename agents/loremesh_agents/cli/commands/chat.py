@@ -15,7 +15,7 @@ from loremesh.v1 import coordinator_service_pb2_grpc as pb_grpc
 
 from loremesh_agents.bootstrap.settings import Settings
 from loremesh_agents.cli.answer_view import AnswerView, exit_code, to_json
-from loremesh_agents.cli.commands.ask import NEEDED
+from loremesh_agents.cli.commands.ask import NEEDED, tools_option
 from loremesh_agents.cli.exits import OK
 from loremesh_agents.cli.session import connected, plain_errors, read_settings, run, settings_options
 
@@ -24,12 +24,14 @@ from loremesh_agents.cli.session import connected, plain_errors, read_settings, 
 @click.option(
     "-c", "--collection", "collections", multiple=True, help="Collection to search; may be repeated. Default: all."
 )
+@tools_option
 @click.option("--json", "as_json", is_flag=True, help="Print one event a line, as JSON.")
 @click.option("--why", is_flag=True, help="Show how each source was found.")
 @click.option("--address", help="A coordinator, as in 127.0.0.1:50051. Default: serve the agents here.")
 @settings_options
 def command(
     collections: tuple[str, ...],
+    tool_rounds: int,
     as_json: bool,
     why: bool,
     address: str | None,
@@ -39,12 +41,12 @@ def command(
     """Talk: one question a line; Ctrl-C cancels the answer, Ctrl-D ends the chat."""
     with plain_errors():
         settings = read_settings(config, data).settings
-    return run(_chat(collections, settings, address, as_json=as_json, why=why))
+    template = pb.AskRequest(collections=collections, tool_rounds=tool_rounds)
+    return run(_chat(template, settings, address, as_json=as_json, why=why))
 
 
-async def _chat(
-    collections: tuple[str, ...], settings: Settings, address: str | None, *, as_json: bool, why: bool
-) -> int:
+async def _chat(template: pb.AskRequest, settings: Settings, address: str | None, *, as_json: bool, why: bool) -> int:
+    """Talks; all that a question says besides its text is the template's."""
     requests: asyncio.Queue[pb.ChatRequest | None] = asyncio.Queue(16)
     loop = asyncio.get_running_loop()
     turn = 0
@@ -68,7 +70,8 @@ async def _chat(
             while question := await asyncio.to_thread(_read_line, prompt):
                 turn += 1
                 turn_id = str(turn)
-                ask = pb.AskRequest(question=question, collections=collections)
+                ask = pb.AskRequest(question=question)
+                ask.MergeFrom(template)
                 await requests.put(pb.ChatRequest(turn=pb.Turn(turn_id=turn_id, ask=ask)))
                 cancel = pb.ChatRequest(cancel=pb.CancelTurn(turn_id=turn_id))
                 loop.add_signal_handler(signal.SIGINT, requests.put_nowait, cancel)

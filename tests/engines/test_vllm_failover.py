@@ -1,0 +1,180 @@
+"""Real engines that die, fall silent or lose their connection while they write: the reader of the pool sees one answer, whole."""
+
+import asyncio
+import random
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import replace
+
+import pytest
+
+from loremesh_agents.adapters.model.pool import EnginePool
+from loremesh_agents.domain.answer import Resumption, TokenDelta
+from loremesh_agents.domain.conversation import Message, Role
+from loremesh_agents.ports.language_model import GenerationEnd, GenerationRequest, LanguageModel
+from tests.engines.cut_proxy import proxy
+from tests.engines.generations import KINDS, asked, ids, opened, soon, text, written
+from tests.engines.servers.vllm import VllmServer, vllm_server
+
+KILLS = 5
+CUTS = 45
+TOKENS = 600
+CUT_TOKENS = 60
+QUESTIONS = 5
+
+
+@asynccontextmanager
+async def engine_to_harm(kind: str, **options: object) -> AsyncIterator[VllmServer]:
+    """An engine besides the one that all tests share."""
+    server = await asyncio.to_thread(lambda: VllmServer(kind, **options))
+    try:
+        yield server
+    finally:
+        await asyncio.to_thread(server.stop)
+
+
+@asynccontextmanager
+async def pool_of(**engines: LanguageModel) -> AsyncIterator[EnginePool]:
+    pool = EnginePool(engines)
+    try:
+        yield pool
+    finally:
+        await pool.close()
+
+
+def question(number: int, tokens: int) -> GenerationRequest:
+    request = asked(max_tokens=tokens)
+    return replace(request, messages=(Message(Role.SYSTEM, f"Case {number}."), *request.messages))
+
+
+async def harmed(
+    pool: EnginePool, request: GenerationRequest, at: int, harm: Callable[[], Awaitable[object]]
+) -> tuple[list[TokenDelta], GenerationEnd]:
+    """What comes of a generation to which harm is done when so many of its messages have come."""
+    deltas: list[TokenDelta] = []
+    async with aclosing(pool.generate(request, deadline=soon())) as events:
+        async for event in events:
+            if isinstance(event, GenerationEnd):
+                return deltas, event
+            assert isinstance(event, TokenDelta)
+            deltas.append(event)
+            if len(deltas) == at:
+                await harm()
+    raise AssertionError("the stream has no end")
+
+
+def assert_one_answer(
+    deltas: list[TokenDelta], end: GenerationEnd, whole: list[TokenDelta], whole_end: GenerationEnd
+) -> None:
+    assert text(deltas) == text(whole)
+    assert ids(deltas) == ids(whole)
+    places = [delta.sequence for delta in deltas]
+    assert places == [sum(delta.token_count for delta in deltas[:number]) for number in range(len(deltas))]
+    assert (end.finish_reason, end.usage) == (whole_end.finish_reason, whole_end.usage)
+
+
+async def taken_by(server: VllmServer, pool: EnginePool, tokens: int) -> GenerationRequest:
+    """A request that the pool gives to this server."""
+    async with asyncio.timeout(30):
+        for number in range(1_000_000):
+            request = question(number, tokens)
+            async with aclosing(pool.generate(request, deadline=soon())) as events:
+                await anext(events)
+                if await asyncio.to_thread(server.running):
+                    return request
+    raise AssertionError("the pool never asks this server")
+
+
+async def killed_again_and_again(kind: str) -> None:
+    chosen = random.Random(11)
+    other = vllm_server(kind)
+    async with (
+        engine_to_harm(kind, executor="uni") as doomed,
+        pool_of(doomed=opened(doomed), other=opened(other)) as pool,
+    ):
+        for number in range(KILLS):
+            if number:
+                await asyncio.to_thread(doomed.restart)
+            request = await taken_by(doomed, pool, TOKENS)
+            whole = await written(pool, request)
+            at = chosen.randint(1, 300)
+            deltas, end = await harmed(pool, request, at, lambda: asyncio.to_thread(doomed.kill))
+            assert_one_answer(deltas, end, *whole)
+            (resumption,) = end.resumptions
+            assert at <= resumption.at_token < TOKENS
+            assert resumption.exact
+
+
+async def test_ten_engines_are_killed_and_no_token_is_lost_or_repeated() -> None:
+    for kind in KINDS:
+        await asyncio.to_thread(vllm_server, kind)
+    # At the same time, for most of it is waiting until an engine has started again.
+    await asyncio.gather(*map(killed_again_and_again, KINDS))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_wherever_a_connection_is_cut_no_token_is_lost_or_repeated(kind: str) -> None:
+    chosen = random.Random(12)
+    server = await asyncio.to_thread(vllm_server, kind)
+    async with AsyncExitStack() as stack:
+        one, two = [await stack.enter_async_context(proxy(server.target)) for _ in range(2)]
+        pool = await stack.enter_async_context(
+            pool_of(one=opened(server, target=one.target), two=opened(server, target=two.target))
+        )
+        requests = [question(number, CUT_TOKENS) for number in range(QUESTIONS)]
+        wholes = [await written(pool, request) for request in requests]
+        before = one.passed + two.passed
+        await written(pool, requests[0])
+        most = one.passed + two.passed - before
+        went_on = 0
+        while one.cuts + two.cuts < CUTS:
+            number = chosen.randrange(QUESTIONS)
+            if chosen.random() < 0.5:
+                # Each of them once, wherever that is: in the answer, or in a question about the model.
+                for way in (one, two):
+                    way.cut_after(chosen.randint(1, most))
+                deltas, end = await harmed(pool, requests[number], 0, _nothing)
+                for way in (one, two):
+                    way.cut_after(None)
+            else:
+
+                async def cut() -> None:
+                    one.cut()
+                    two.cut()
+
+                deltas, end = await harmed(pool, requests[number], chosen.randint(1, CUT_TOKENS - 20), cut)
+            assert_one_answer(deltas, end, *wholes[number])
+            assert all(resumption.exact for resumption in end.resumptions)
+            went_on += len(end.resumptions)
+        assert went_on >= CUTS // 3
+
+
+async def _nothing() -> None:
+    pass
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_an_engine_that_falls_silent_is_left_and_asked_again_when_it_is_back(kind: str) -> None:
+    other = await asyncio.to_thread(vllm_server, kind)
+    # Two workers over gRPC, of which one stops; the engine's own process otherwise. Health stays good in both cases.
+    options = {"arguments": ("--tensor-parallel-size", "2")} if kind == "grpc" else {"executor": "uni"}
+    async with (
+        engine_to_harm(kind, **options) as stopped,
+        pool_of(stopped=opened(stopped, idle_timeout=2), other=opened(other)) as pool,
+    ):
+        request = await taken_by(stopped, pool, TOKENS)
+        whole, whole_end = await written(pool, request)
+        assert len(ids(whole)) == TOKENS
+
+        async def stop() -> None:
+            stopped.signal_worker(signal.SIGSTOP)
+
+        try:
+            deltas, end = await harmed(pool, request, 100, stop)
+        finally:
+            stopped.signal_worker(signal.SIGCONT)
+        assert_one_answer(deltas, end, whole, whole_end)
+        assert end.resumptions == (Resumption(end.resumptions[0].at_token, exact=True),)
+        again = await taken_by(stopped, pool, TOKENS)
+        assert await written(pool, again)
