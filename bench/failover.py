@@ -4,8 +4,8 @@ Each round asks some questions at once, greedily. When so many tokens of them ha
 another one is there; it starts again in the background, and the next round begins when two are there. Every answer is compared, token by token, with
 the one to the same question that came while nobody was killed and nothing else was asked.
 
-The engines compute in single precision, where batches of different shapes hardly ever give another likeliest token. How often they do, `noise` tells: it
-compares answers that came while all was asked at once and nobody was killed.
+The engines compute in single precision, where batches of different shapes hardly ever have another likeliest token. How often they do, `noise` tells: it
+counts the answers that differ although nobody was killed, where only all questions were asked at once.
 """
 
 import argparse
