@@ -2,7 +2,9 @@
 
 import grpc
 import pytest
-from loremesh.v1 import answer_pb2, document_pb2
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+from loremesh.v1 import answer_pb2, coordinator_service_pb2, document_pb2
 from loremesh.v1 import knowledge_service_pb2 as knowledge_pb
 from loremesh.v1 import retriever_service_pb2 as pb
 
@@ -38,6 +40,30 @@ async def test_a_question_without_a_word_names_the_field(client: Client, questio
         await retrieved(client, question)
     assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert "question" in (raised.value.details() or "")
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"json_schema": "{"}, "generation.json_schema"),
+        ({"json_schema": "[]"}, "generation.json_schema"),
+        ({"temperature": 2.5}, "generation.temperature"),
+        ({"temperature": float("nan")}, "generation.temperature"),
+        ({"frequency_penalty": -3.0}, "generation.frequency_penalty"),
+        ({"stop": [""]}, "generation.stop[0]"),
+    ],
+)
+async def test_what_is_wrong_with_an_option_is_said_by_field(client: Client, options: dict, field: str) -> None:
+    request = coordinator_service_pb2.AskRequest(
+        question="Who leads Acme?", generation=answer_pb2.GenerationOptions(**options)
+    )
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        async for _ in client.coordinator.Ask(request, timeout=10):
+            pass
+    assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    told = error_details_pb2.BadRequest()
+    assert any(detail.Unpack(told) for detail in rpc_status.from_call(raised.value).details)
+    assert {violation.field for violation in told.field_violations} == {field}
 
 
 async def test_a_question_of_100_kilobytes_is_cut_and_answered(client: Client) -> None:

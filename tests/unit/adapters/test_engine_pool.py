@@ -140,6 +140,18 @@ async def test_an_engine_that_serves_another_model_of_the_name_does_not_write() 
     assert other.asked == []
 
 
+async def test_an_engine_that_comes_back_with_another_model_does_not_go_on() -> None:
+    engine = Engine()
+    pool = EnginePool({"a": engine})
+    events = pool.generate(asking(), deadline=Deadline.after(5))
+    text = [(await anext(events)).text for _ in range(3)]
+    engine.breaks, engine.model = 3, replace(MODEL, fingerprint="another")
+    with pytest.raises(BackendUnavailable):
+        text += [event.text async for event in events]
+    assert "".join(text) == "0 1 2 "
+    assert len(engine.asked) == 1
+
+
 async def test_while_one_engine_is_down_the_others_answer_for_it() -> None:
     pool = EnginePool({"a": Engine(model=None), "b": Engine()})
     assert await pool.models(deadline=Deadline.after(5)) == (MODEL,)

@@ -26,7 +26,7 @@ def check_request(request: GenerationRequest, model: Model, *, largest_seed: int
         "tools": bool(request.tools) and Capability.TOOLS not in model.capabilities,
         "a JSON schema": bool(options.json_schema) and Capability.JSON_SCHEMA not in model.capabilities,
         "log-probabilities": bool(options.top_logprobs) and Capability.LOGPROBS not in model.capabilities,
-        f"seeds above {largest_seed}": options.seed is not None and options.seed > largest_seed,
+        f"seeds above {largest_seed}, as {options.seed}": options.seed is not None and options.seed > largest_seed,
         **_refused_resumptions(request, model),
     }
     for feature, wanted in refused.items():

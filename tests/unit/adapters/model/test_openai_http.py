@@ -241,7 +241,7 @@ async def test_what_is_asked_reaches_the_server(vllm: bool) -> None:
     )
     async with opened(behaviour, api_key="k") as model:
         await written(model, replace(ASKED, options=options))
-        with pytest.raises(UnsupportedByModel, match="seeds above"):
+        with pytest.raises(UnsupportedByModel, match=f"seeds above {2**63 - 1}, as {2**63}"):
             await written(model, replace(ASKED, options=SamplingOptions(seed=2**63)))
     _, body = behaviour.requests[-1]
     assert {name: body[name] for name in ("temperature", "top_p", "seed", "frequency_penalty")} == {
