@@ -1,7 +1,7 @@
 """What a client sees of engines that die: client -> coordinator -> generator -> several vLLM, of which one after the other is killed while it writes.
 
 Each round asks some questions at once, greedily. When so many tokens of them have come as was drawn, an engine that writes is killed with SIGKILL, as long as
-another one is there; it starts again in the background, and the next round begins when two are there. Every answer is compared, token by token, with
+another one is there; it starts again in the background, and the next round begins when two are there. Ctrl-C ends after the round. Every answer is compared, token by token, with
 the one to the same question that came while nobody was killed and nothing else was asked.
 
 The engines compute in single precision, where batches of different shapes hardly ever have another likeliest token. How often they do, `noise` tells: it
@@ -11,6 +11,7 @@ counts the answers that differ although nobody was killed, where only all questi
 import argparse
 import asyncio
 import random
+import signal
 import statistics
 import sys
 import time
@@ -179,11 +180,13 @@ async def _killed(
     noise = sum(not answer.equals(whole) for answer, whole in zip(again, wholes.values(), strict=True))
     if failures := [answer.failure for answer in [*wholes.values(), *again] if answer.failure]:
         raise RuntimeError(f"answers failed while nobody was killed: {failures[0]}")
+    enough = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, enough.set)
     answers = 0
     broken: list[str] = []
     wrong: list[str] = []
     gaps: list[float] = []
-    while killer.kills < kills:
+    while killer.kills < kills and not enough.is_set():
         spare = min(await killer.ready() - 1, kills - killer.kills)
         asked = chosen.sample(questions, _AT_ONCE)
         most = int(sum(len(wholes[question].token_ids) for question in asked) * 0.8)
@@ -224,7 +227,12 @@ def _percentile(values: list[float], share: float) -> float | None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of this benchmark."""
-    parser.add_argument("--kills", type=int, default=100, help="Engines to kill, one after the other.")
+    parser.add_argument(
+        "--kills",
+        type=int,
+        default=100,
+        help="Engines to kill, one after the other; Ctrl-C ends earlier with the figures so far.",
+    )
     parser.add_argument(
         "--adapter", choices=("grpc", "http"), default="grpc", help="How the generator asks the engines."
     )

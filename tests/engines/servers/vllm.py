@@ -1,6 +1,7 @@
 """vLLM on the CPU with a tiny model of random weights, over gRPC and over HTTP: a real engine that says nothing sensible."""
 
 import atexit
+import hashlib
 import os
 import re
 import shutil
@@ -37,6 +38,8 @@ _NEVER = (
     *("torchvision", "torchaudio", "torchcodec", "triton", "cuda-toolkit", "cuda-bindings", "nvidia-cudnn-cu13"),
     *("nvidia-cusparselt-cu13", "nvidia-nccl-cu13", "nvidia-nvshmem-cu13"),
 )
+_LONGEST_START = 500.0
+"""Seconds; 20 to 30 of one processor are what it takes, and a busy machine has little of that."""
 CONTEXT = 4096
 """Tokens of prompt and answer together."""
 
@@ -77,13 +80,24 @@ def installation() -> Path:
 @cache
 def tiny_model() -> Path:
     """The folder of a model with random weights and a tokenizer of its own; the same bytes each time."""
-    program = _HERE / "tiny_model.py"
-    folder = _FOLDER / "tiny"
+    return _model("tiny", "tiny_model.py")
+
+
+@cache
+def saying_model(text: str) -> Path:
+    """The folder of a model that answers everything with this text."""
+    return _model(f"saying-{hashlib.sha256(text.encode()).hexdigest()[:16]}", "saying_model.py", text)
+
+
+def _model(name: str, program: str, *arguments: str) -> Path:
+    """The folder that a program of this folder writes, made anew where the program is another one."""
+    source = _HERE / program
+    folder = _FOLDER / name
     complete = folder / ".complete"
-    if not complete.exists() or complete.read_bytes() != program.read_bytes():
+    if not complete.exists() or complete.read_bytes() != source.read_bytes():
         shutil.rmtree(folder, ignore_errors=True)
-        _run(str(installation() / "bin" / "python"), str(program), str(folder))
-        complete.write_bytes(program.read_bytes())
+        _run(str(installation() / "bin" / "python"), str(source), str(folder), *arguments)
+        complete.write_bytes(source.read_bytes())
     return folder
 
 
@@ -184,7 +198,9 @@ class VllmServer:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _started(self) -> ServerProcess:
-        return ServerProcess(self._command, self._folder, self._ready, environment=self._environment)
+        return ServerProcess(
+            self._command, self._folder, self._ready, seconds=_LONGEST_START, environment=self._environment
+        )
 
     def _ready(self) -> bool:
         try:
