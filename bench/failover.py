@@ -32,7 +32,7 @@ _LONGEST_WAIT = 600.0
 _BAR = 40
 
 
-class _Answer:
+class Answer:
     """What came of one question.
 
     Attributes:
@@ -66,13 +66,13 @@ class _Answer:
         if completion.finish_reason not in (answer_pb2.FINISH_REASON_STOP, answer_pb2.FINISH_REASON_LENGTH):
             self.failure = answer_pb2.FinishReason.Name(completion.finish_reason)
 
-    def equals(self, whole: "_Answer") -> bool:
+    def equals(self, whole: "Answer") -> bool:
         return self.in_order and (self.token_ids, self.text) == (whole.token_ids, whole.text)
 
 
-async def _answer(mesh: Mesh, question: str, note: Callable[[int], None] = lambda _: None) -> _Answer:
+async def _answer(mesh: Mesh, question: str, note: Callable[[int], None] = lambda _: None) -> Answer:
     """Asks; `note` is told how many tokens have come with each message."""
-    answer = _Answer()
+    answer = Answer()
     answer.failure = "no completion"
     try:
         async for event in mesh.ask(question, _TOKENS):
@@ -139,7 +139,7 @@ class _Round:
         self._tokens = 0
         self._killing: list[asyncio.Task[None]] = []
 
-    async def answers(self, questions: list[str]) -> list[_Answer]:
+    async def answers(self, questions: list[str]) -> list[Answer]:
         answers = await asyncio.gather(*(_answer(self._mesh, question, self._note) for question in questions))
         await asyncio.gather(*self._killing)
         return answers
