@@ -94,6 +94,7 @@ class _Killer:
         self._chosen = chosen
         self._alive = list(engines)
         self._starting: set[asyncio.Task[None]] = set()
+        self._killing = asyncio.Lock()
         self.kills = 0
 
     async def ready(self) -> int:
@@ -107,15 +108,16 @@ class _Killer:
 
     async def kill(self) -> None:
         """Kills one that writes, where another is there and one writes."""
-        if len(self._alive) < 2:
-            return
-        running = await asyncio.gather(*(asyncio.to_thread(engine.running) for engine in self._alive))
-        writing = [engine for engine, count in zip(self._alive, running, strict=True) if count]
-        if writing:
+        async with self._killing:
+            alive = list(self._alive)
+            running = await asyncio.gather(*(asyncio.to_thread(engine.running) for engine in alive))
+            writing = [engine for engine, count in zip(alive, running, strict=True) if count]
+            if len(alive) < 2 or not writing:
+                return
             victim = self._chosen.choice(writing)
             self._alive.remove(victim)
-            self.kills += 1
             await asyncio.to_thread(victim.kill)
+            self.kills += 1
             task = asyncio.create_task(self._start_again(victim))
             self._starting.add(task)
             task.add_done_callback(self._starting.discard)
