@@ -26,7 +26,7 @@ def opened(server: VllmServer, *, target: str = "", idle_timeout: float = 30) ->
 
 
 def soon() -> Deadline:
-    return Deadline.after(60)
+    return Deadline.after(200)
 
 
 def asked(**options: object) -> GenerationRequest:
