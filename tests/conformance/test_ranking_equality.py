@@ -67,7 +67,8 @@ def reference() -> list[DocumentWrite]:
         )
         taken = write(found)
         passages = tuple(
-            replace(passage, vector=vector_of(full_text(found, passage.passage))) for passage in taken.passages
+            replace(passage, vector=vector_of(full_text(found.title, passage.passage.headings, passage.passage.text)))
+            for passage in taken.passages
         )
         made.append(replace(taken, passages=passages))
     return made

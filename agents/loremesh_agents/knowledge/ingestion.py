@@ -4,9 +4,12 @@ import asyncio
 import hashlib
 import json
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from loremesh_agents.domain.answer import Completion, FinishReason
 from loremesh_agents.domain.deadline import Deadline
@@ -21,8 +24,10 @@ from loremesh_agents.domain.document import (
     WriteResult,
 )
 from loremesh_agents.domain.errors import (
+    CollectionNotFound,
     DocumentTooLarge,
     DocumentUnreadable,
+    EmbeddingMismatch,
     InvalidRequest,
     LoremeshError,
     ReaderSetsExhausted,
@@ -30,8 +35,8 @@ from loremesh_agents.domain.errors import (
 )
 from loremesh_agents.domain.passages import analyse, cut, full_text
 from loremesh_agents.domain.revision import CollectionRevision
+from loremesh_agents.knowledge.encoders import Encoders
 from loremesh_agents.knowledge.settings import KnowledgeSettings
-from loremesh_agents.ports.embedding import Embedder
 from loremesh_agents.ports.graph import GraphStore
 from loremesh_agents.ports.parsing import DocumentParser, Unparsed, Upload
 
@@ -97,7 +102,7 @@ class Ingestion:
         collection: Name of the collection.
         graph: Takes the documents.
         parser: Parses files.
-        embedder: Encodes passages; None for none.
+        encoders: Encode passages.
         settings: Limits.
         options: With which the collection is created, or must have been.
     """
@@ -107,7 +112,7 @@ class Ingestion:
         collection: str,
         graph: GraphStore,
         parser: DocumentParser,
-        embedder: Embedder | None,
+        encoders: Encoders,
         settings: KnowledgeSettings,
         *,
         options: CollectionOptions,
@@ -116,7 +121,7 @@ class Ingestion:
         self._options = options
         self._graph = graph
         self._parser = parser
-        self._embedder = embedder
+        self._encoders = encoders
         self._settings = settings
         self._parsed: asyncio.Queue[_Parsed | None] = asyncio.Queue(_PARSED_AHEAD)
         self._prepared: asyncio.Queue[_Batch | None] = asyncio.Queue(_PREPARED_AHEAD)
@@ -134,7 +139,7 @@ class Ingestion:
         """
         if self._options != ANY_OPTIONS:
             # Without documents, so that a caller hears of a mistake before it has sent and the encoder has worked.
-            await self._write([])
+            await self._write([], self._encoders.model)
         stages = [asyncio.create_task(stage) for stage in (self._parse(submissions), self._prepare(), self._commit())]
         finished = failed = passages = 0
         try:
@@ -261,21 +266,21 @@ class Ingestion:
         }
         ids = Counter(document.document_id for document in hashed.values())
         self._uncommitted += ids
-        analysed, texts = await asyncio.to_thread(_analyse, fresh)
-        analysed = await self._encode(analysed, texts)
+        analysed = await asyncio.to_thread(_analyse, fresh)
         # An unchanged document goes along without its passages: the store decides whether it is still unchanged.
         writes = {
             place: DocumentWrite(document, analysed.get(place, ()))
             for place, document in hashed.items()
             if place not in fresh or analysed[place]
         }
-        return _Batch(batch, writes, ids)
+        models = await self._wanted_models()
+        return _Batch(batch, await self._encode(writes, models), ids, models)
 
     async def _store(self, batch: "_Batch") -> list[Result]:
         stored: dict[int, WriteResult] = {}
         revision = None
         if batch.writes:
-            revision, results = await self._write(list(batch.writes.values()))
+            revision, results = await self._write_encoded(batch)
             self._revision = revision
             stored = dict(zip(batch.writes, results, strict=True))
         self._uncommitted -= batch.document_ids
@@ -284,11 +289,32 @@ class Ingestion:
             for place, (position, document) in enumerate(batch.parsed)
         ]
 
-    async def _write(self, documents: Sequence[DocumentWrite]) -> tuple[CollectionRevision, tuple[WriteResult, ...]]:
+    async def _write_encoded(self, batch: "_Batch") -> tuple[CollectionRevision, tuple[WriteResult, ...]]:
+        """Writes a batch; where the collection has switched to another model since it was encoded, encodes it once more."""
+        try:
+            return await self._write(list(batch.writes.values()), batch.models[0])
+        except EmbeddingMismatch:
+            models = await self._wanted_models()
+            if set(models) <= set(batch.models):
+                raise
+        writes = await self._encode(batch.writes, models)
+        return await self._write(list(writes.values()), models[0])
+
+    async def _wanted_models(self) -> tuple[str, ...]:
+        """The models of which a passage gets a vector: first that which counts, empty for none."""
+        try:
+            found = await self._graph.collection(self._collection, deadline=Deadline.after(self._settings.write_budget))
+        except CollectionNotFound:
+            return self._encoders.wanted(None)
+        return self._encoders.wanted(found)
+
+    async def _write(
+        self, documents: Sequence[DocumentWrite], model: str
+    ) -> tuple[CollectionRevision, tuple[WriteResult, ...]]:
         return await self._graph.write(
             self._collection,
             documents,
-            embedding_model=self._embedder.model if self._embedder is not None else "",
+            embedding_model=model,
             options=self._options,
             deadline=Deadline.after(self._settings.write_budget),
         )
@@ -314,26 +340,38 @@ class Ingestion:
             return Result(position, document_id, None, None, error=refused)
         return Result(position, document_id, stored.outcome, revision, stored.passage_count)
 
-    async def _encode(
-        self, analysed: dict[int, tuple[PassageWrite, ...]], texts: Sequence[str]
-    ) -> dict[int, tuple[PassageWrite, ...]]:
-        """The passages with their vectors."""
-        if self._embedder is None or not texts:
-            return analysed
-        vectors = iter(await self._embedder.embed(texts, deadline=Deadline.after(self._settings.embed_budget)))
-        return {
-            place: tuple(replace(passage, vector=next(vectors)) for passage in passages)
-            for place, passages in analysed.items()
-        }
+    async def _encode(self, writes: Mapping[int, DocumentWrite], models: Sequence[str]) -> dict[int, DocumentWrite]:
+        """The documents with the vectors of their passages."""
+        texts = [
+            full_text(write.document.title, passage.passage.headings, passage.passage.text)
+            for write in writes.values()
+            for passage in write.passages
+        ]
+        found: dict[str, Iterator[NDArray[np.float32]]] = {}
+        for model in models if texts else ():
+            encoder = self._encoders.of(model)
+            if encoder is not None:
+                found[model] = iter(await encoder.embed(texts, deadline=Deadline.after(self._settings.embed_budget)))
+        counting = found.pop(models[0], None)
+
+        def encoded(passage: PassageWrite) -> PassageWrite:
+            return replace(
+                passage,
+                vector=next(counting) if counting is not None else None,
+                further_vectors={model: next(vectors) for model, vectors in found.items()},
+            )
+
+        return {place: replace(write, passages=tuple(map(encoded, write.passages))) for place, write in writes.items()}
 
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    """What is committed together; the writes by the places of their documents."""
+    """What is committed together; the writes by the places of their documents, encoded with models of which the first one counted."""
 
     parsed: Sequence[_Parsed]
     writes: dict[int, DocumentWrite]
     document_ids: Counter[str]
+    models: Sequence[str]
 
 
 class _OpenFile:
@@ -388,12 +426,8 @@ def _size(parsed: _Parsed) -> int:
     return sum(len(section.text) for section in document.sections) if isinstance(document, Document) else 0
 
 
-def _analyse(documents: dict[int, Document]) -> tuple[dict[int, tuple[PassageWrite, ...]], list[str]]:
-    """The passages of documents, and the texts to encode in the same order."""
-    analysed: dict[int, tuple[PassageWrite, ...]] = {}
-    texts: list[str] = []
-    for place, document in documents.items():
-        passages = cut(document)
-        analysed[place] = tuple(analyse(document, passage) for passage in passages)
-        texts += [full_text(document, passage) for passage in passages]
-    return analysed, texts
+def _analyse(documents: dict[int, Document]) -> dict[int, tuple[PassageWrite, ...]]:
+    """The passages of documents, without vectors."""
+    return {
+        place: tuple(analyse(document, passage) for passage in cut(document)) for place, document in documents.items()
+    }

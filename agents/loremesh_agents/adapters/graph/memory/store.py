@@ -159,11 +159,13 @@ class MemoryGraphStore:
         return replace(state.reached, revision=last), page
 
     async def vector_changes(
-        self, collection: str, *, after_revision: int, limit: int, deadline: Deadline
+        self, collection: str, *, model: str | None = None, after_revision: int, limit: int, deadline: Deadline
     ) -> VectorChanges:
         """See the port."""
         self._require_open(deadline)
         state = self._state(collection)
+        if model not in (None, state.embedding_model):
+            raise BackendUnavailable(f"vectors of {model or 'no model'} in {collection}")
         last, passages = _page(state, after_revision, limit)
         fresh = {passage.ref: passage.content.vector for passage in passages if passage.content.vector is not None}
         added = sorted(fresh)

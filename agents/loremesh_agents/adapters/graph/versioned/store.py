@@ -364,12 +364,15 @@ class VersionedGraphStore:
         return found
 
     async def vector_changes(
-        self, collection: str, *, after_revision: int, limit: int, deadline: Deadline
+        self, collection: str, *, model: str | None = None, after_revision: int, limit: int, deadline: Deadline
     ) -> VectorChanges:
         """See the port."""
         still_valid = self._validity()
         head = await self._now(deadline)
-        log = ChangeLog(self._engine, head.view, head.collection(collection))
+        state = head.collection(collection)
+        if model not in (None, state.embedding_model):
+            raise BackendUnavailable(f"vectors of {model or 'no model'} in {collection}")
+        log = ChangeLog(self._engine, head.view, state)
         found = await log.vector_changes(after_revision, limit, deadline)
         still_valid()
         return found
