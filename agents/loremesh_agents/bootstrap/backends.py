@@ -164,7 +164,8 @@ _OF_TWO_MODELS = frozenset({"faiss", "memory", "none"})
 """Vector indexes that follow a collection from one model to another; `none` has nothing to follow."""
 
 
-def _vectors_url(stores: StoreSettings) -> str:
+def vectors_url(stores: StoreSettings) -> str:
+    """The vector index that settings name, or the one that goes with their graph store."""
     if stores.vectors:
         return stores.vectors
     if in_memory(stores):
@@ -180,7 +181,7 @@ def open_vectors(stores: StoreSettings, graph: GraphStore) -> VectorIndex | None
     Raises:
         ConfigurationError: The URL names nothing that this build has.
     """
-    url = _vectors_url(stores)
+    url = vectors_url(stores)
     match urlsplit(url).scheme or url:
         case "faiss":
             from loremesh_agents.adapters.vector.faiss import FaissVectorIndex
@@ -284,7 +285,7 @@ def open_vector_sets(stores: StoreSettings, graph: GraphStore) -> VectorSets | N
     from loremesh_agents.adapters.graph.sqlite import SqliteGraphStore
     from loremesh_agents.adapters.graph.sqlite.vector_sets import SqliteVectorSets
 
-    url = _vectors_url(stores)
+    url = vectors_url(stores)
     if not isinstance(graph, SqliteGraphStore) or (urlsplit(url).scheme or url) not in _OF_TWO_MODELS:
         return None
     return SqliteVectorSets(graph.connections)
