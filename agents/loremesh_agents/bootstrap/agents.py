@@ -115,6 +115,7 @@ def _knowledge(parts: Parts) -> BuiltAgent:
         stores.embedder,
         settings,
         previous_embedder=stores.previous_embedder,
+        sweep=stores.sweep,
         vector_sets=stores.vector_sets,
     )
     parts.stack.push_async_callback(service.close)

@@ -10,6 +10,7 @@ from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.errors import ConfigurationError
 from loremesh_agents.generator.admission import AdmissionMetrics, TokenAdmission
 from loremesh_agents.generator.settings import GeneratorSettings
+from loremesh_agents.knowledge.upkeep import Sweep
 from loremesh_agents.ports.embedding import Embedder
 from loremesh_agents.ports.graph import GraphStore
 from loremesh_agents.ports.language_model import LanguageModel
@@ -85,6 +86,13 @@ class Stores:
         if embedder is not None:
             self._stack.push_async_callback(embedder.close)
         return embedder
+
+    @property
+    def sweep(self) -> Sweep | None:
+        """What removes what has ended in the graph store; None for one that does so by itself."""
+        from loremesh_agents.adapters.graph.versioned import VersionedGraphStore
+
+        return self.graph.sweep if isinstance(self.graph, VersionedGraphStore) else None
 
     @property
     def vector_sets(self) -> VectorSets | None:

@@ -14,7 +14,7 @@ from loremesh_agents.knowledge.encoders import Encoders
 from loremesh_agents.knowledge.ingestion import Ingestion, Progress, Result, Submission
 from loremesh_agents.knowledge.reembedding import Reembedding
 from loremesh_agents.knowledge.settings import KnowledgeSettings
-from loremesh_agents.knowledge.upkeep import Upkeep
+from loremesh_agents.knowledge.upkeep import Sweep, Upkeep
 from loremesh_agents.ports.derived import DerivedIndex
 from loremesh_agents.ports.embedding import Embedder
 from loremesh_agents.ports.graph import GraphStore
@@ -36,6 +36,7 @@ class KnowledgeService:
         embedder: Encodes passages of new collections; None for none.
         settings: Limits.
         previous_embedder: Encodes passages of collections that are not embedded anew yet; None for none.
+        sweep: Removes what has ended in a store that does not do so by itself; None for any other.
         vector_sets: Where the store keeps vectors of two models of a collection; None where it or the vector index cannot.
     """
 
@@ -48,6 +49,7 @@ class KnowledgeService:
         settings: KnowledgeSettings,
         *,
         previous_embedder: Embedder | None = None,
+        sweep: Sweep | None = None,
         vector_sets: VectorSets | None = None,
     ) -> None:
         self._graph = graph
@@ -55,7 +57,7 @@ class KnowledgeService:
         self._parser = parser
         self._encoders = Encoders(embedder, previous_embedder)
         self._settings = settings
-        self._upkeep = Upkeep(indexes)
+        self._upkeep = Upkeep(indexes, sweep)
         self._reembedding = Reembedding(
             graph,
             vector_sets,

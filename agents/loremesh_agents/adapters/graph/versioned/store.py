@@ -164,9 +164,14 @@ class VersionedGraphStore:
         return await self._in_turn(lambda _: ("", 0), work, deadline)
 
     async def sweep(self, *, deadline: Deadline) -> bool:
-        """Removes a bounded part of what no reader needs any more, as writes do besides; gives whether there may be more."""
+        """Removes a bounded part of what no reader needs any more, as writes do besides; gives whether there may be more.
+
+        Of a store at rest there is an end of it, though each removal is a version itself.
+        """
         head = await self._now(deadline)
-        if self._chain.horizon <= head.swept and not any(entry.since <= self._chain.horizon for entry in head.purging):
+        horizon = self._chain.horizon
+        ended = any(self._leaves_something(version) for version in range(head.swept + 1, horizon + 1))
+        if not ended and not any(entry.since <= horizon for entry in head.purging):
             return False
 
         async def work(head: Head, batch: Batch, limit: Deadline) -> tuple[Decision | None, bool]:
@@ -174,6 +179,13 @@ class VersionedGraphStore:
             return _committed(head), True
 
         return await self._in_turn(lambda _: ("", 0), work, deadline, eager=True)
+
+    def _leaves_something(self, version: int) -> bool:
+        """Whether there may be more to remove of a version than its claim."""
+        decision = self._chain.decision(version)
+        if decision is None or decision.outcome is Outcome.ABORTED:
+            return True
+        return decision.outcome is Outcome.COMMITTED and (decision.collection is not None or bool(decision.deleted))
 
     async def _write(
         self,
