@@ -159,3 +159,6 @@ def test_the_embedded_graph_is_looked_after(notes: Path, tmp_path: Path) -> None
     assert loremesh("ingest", str(notes), "-c", "notes", *data).returncode == 0
     (collection,) = json.loads(loremesh("graph", "stats", "--json", *data).stdout)["collections"]
     assert (collection["name"], collection["documents"], collection["revision"] > 0) == ("notes", 2, True)
+    assert (collection["partitions"]["smallest"], collection["partitions"]["median"]) == (0, 0)
+    assert {"entity": "Jane Doe", "mentions": 2} in collection["hot"]
+    assert "  2 passages mention Jane Doe\n" in loremesh("graph", "stats", *data).stdout
