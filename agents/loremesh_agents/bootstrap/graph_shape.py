@@ -90,7 +90,7 @@ async def _hot(
     graph: GraphStore, collection: str, sample: Sequence[DocumentSummary], chance: random.Random, deadline: Deadline
 ) -> tuple[list[HotEntity], int]:
     """The entities that one passage of each document mentions."""
-    everybody = Principal("operator", frozenset().union(*(document.readers for document in sample)))
+    everybody = Principal("operator", frozenset(group for document in sample for group in document.readers))
     places = [
         (collection, f"{document.document_id}#{chance.randrange(document.passage_count)}")
         for document in sample
