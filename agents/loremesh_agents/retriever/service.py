@@ -137,11 +137,11 @@ class RetrieverService:
         self, model: str, vector: NDArray[np.float32], snapshot: GraphSnapshot, deadline: Deadline, limit: int
     ) -> tuple[PassageRef, ...]:
         """Passages near a vector of a model, hidden ones among them."""
-        if self._vectors is None:
+        models = snapshot.embedding_models
+        revisions = tuple(state for state in snapshot.revisions if models.get(state.collection) == model)
+        if self._vectors is None or not revisions:
             return ()
-        return await self._vectors.search(
-            vector, model=model, revisions=snapshot.revisions, limit=limit, deadline=deadline
-        )
+        return await self._vectors.search(vector, model=model, revisions=revisions, limit=limit, deadline=deadline)
 
     async def matching(
         self, frequencies: Mapping[str, int], snapshot: GraphSnapshot, deadline: Deadline, limit: int
@@ -289,8 +289,8 @@ class _Search:
         wanted = {model: collection for collection, model in models.items() if model}
         self._model = next(iter(wanted), known[0])
         if len(wanted) > 1:
-            held = " and ".join(f"{collection} of {model}" for model, collection in sorted(wanted.items()))
-            return f"Collections have vectors of different models: {held}."
+            held = ", ".join(f"{collection} has vectors of {model}" for model, collection in sorted(wanted.items()))
+            return f"The models of the collections differ: {held}."
         if self._model not in known:
             found = f"Collection {wanted[self._model]} has vectors of {self._model}"
             return f"{found}, the encoder is {' or '.join(known)}."
