@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loremesh_agents.domain.errors import CollectionOptionsMismatch
+from loremesh_agents.domain.revision import CollectionRevision
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,14 +317,30 @@ class Collection:
     options: CollectionOptions
     reembedding: Reembedding | None = None
 
+
+@dataclass(frozen=True, slots=True)
+class CollectionVectors:
+    """What vectors a collection has; cheaper than all of its counts.
+
+    Attributes:
+        reached: Its newest revision.
+        model: Of the vectors that count; empty where there are none.
+        passage_count: Its passages.
+        reembedding: Its vectors of another model; None without.
+    """
+
+    reached: CollectionRevision
+    model: str
+    passage_count: int
+    reembedding: Reembedding | None = None
+
     @property
-    def vector_models(self) -> tuple[str, ...]:
+    def whole(self) -> tuple[str, ...]:
         """The models of which every passage has a vector: that which counts, and where it is as far the other one."""
         other = self.reembedding
         if other is None or other.phase in (ReembeddingPhase.LAPSED, ReembeddingPhase.DROPPING):
-            return (self.embedding_model,)
-        whole = other.passage_count == self.passage_count
-        return (self.embedding_model, other.model) if whole else (self.embedding_model,)
+            return (self.model,)
+        return (self.model, other.model) if other.passage_count == self.passage_count else (self.model,)
 
 
 class Outcome(Enum):

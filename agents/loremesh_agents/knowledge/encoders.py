@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from loremesh_agents.domain.document import Collection
+from loremesh_agents.domain.document import CollectionVectors
 from loremesh_agents.ports.embedding import Embedder
 
 
@@ -34,7 +34,7 @@ class Encoders:
         """The encoder of a model, if there is one."""
         return self._by_model.get(model)
 
-    def wanted(self, collection: Collection | None) -> tuple[str, ...]:
+    def wanted(self, collection: CollectionVectors | None) -> tuple[str, ...]:
         """The models of which a passage of a collection gets a vector, as far as there are encoders: first that which counts, empty for no vectors.
 
         Args:
@@ -43,7 +43,7 @@ class Encoders:
         if collection is None or not collection.passage_count:
             return (self.model,)
         other = collection.reembedding
-        counting = collection.embedding_model
+        counting = collection.model
         if counting not in self._by_model and (counting or other is None):
             # What the store refuses, unless the collection changes until then.
             counting = self.model

@@ -303,7 +303,7 @@ class Ingestion:
     async def _wanted_models(self) -> tuple[str, ...]:
         """The models of which a passage gets a vector: first that which counts, empty for none."""
         try:
-            found = await self._graph.collection(self._collection, deadline=Deadline.after(self._settings.write_budget))
+            found = await self._graph.vectors(self._collection, deadline=Deadline.after(self._settings.write_budget))
         except CollectionNotFound:
             return self._encoders.wanted(None)
         return self._encoders.wanted(found)

@@ -15,6 +15,7 @@ from loremesh_agents.domain.document import (
     Change,
     Collection,
     CollectionOptions,
+    CollectionVectors,
     DocumentSummary,
     DocumentWrite,
     Passage,
@@ -220,6 +221,10 @@ class GraphStore(Protocol):
 
     async def collection(self, name: str, *, deadline: Deadline) -> Collection:
         """A collection's state and counts."""
+        ...
+
+    async def vectors(self, collection: str, *, deadline: Deadline) -> CollectionVectors:
+        """What vectors a collection has; asked with every batch that is written."""
         ...
 
     async def revision(self, collection: str, *, deadline: Deadline) -> CollectionRevision:

@@ -237,12 +237,12 @@ class FaissVectorIndex:
 
     async def _current(self, collection: str, deadline: Deadline) -> tuple[CollectionRevision, tuple[str, ...]]:
         """The collection's state and the models of its vectors; what is held and stored of others goes."""
-        found = await self._graph.collection(collection, deadline=deadline)
-        models = found.vector_models
+        found = await self._graph.vectors(collection, deadline=deadline)
+        models = found.whole
         for vectors in [key for key in self._open if key.collection == collection and key.model not in models]:
             del self._open[vectors]
         await self._run(self._forget, collection, models, deadline=deadline)
-        return CollectionRevision(collection, found.collection_uid, found.revision), models
+        return found.reached, models
 
     async def _rebuild(self, current: CollectionRevision, model: str, deadline: Deadline) -> _Collection:
         vectors = _Vectors(current.collection, model)

@@ -1,7 +1,7 @@
 """`memory://`: compares the question with every vector."""
 
 from collections.abc import Collection as Group
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,11 +64,10 @@ class MemoryVectorIndex:
 
     async def maintain(self, collection: str, *, deadline: Deadline) -> CollectionRevision:
         """See the port."""
-        found = await self._graph.collection(collection, deadline=deadline)
-        self._forget(collection, found.vector_models)
-        current = CollectionRevision(collection, found.collection_uid, found.revision)
-        held = [await self._caught_up(current, model, deadline) for model in found.vector_models]
-        return CollectionRevision(collection, found.collection_uid, min(each.revision for each in held))
+        found = await self._graph.vectors(collection, deadline=deadline)
+        self._forget(collection, found.whole)
+        held = [await self._caught_up(found.reached, model, deadline) for model in found.whole]
+        return replace(found.reached, revision=min(each.revision for each in held))
 
     async def drop(self, collection: str, *, deadline: Deadline) -> None:
         """See the port."""

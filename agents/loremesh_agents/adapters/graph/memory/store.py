@@ -18,6 +18,7 @@ from loremesh_agents.domain.document import (
     Change,
     Collection,
     CollectionOptions,
+    CollectionVectors,
     DocumentSummary,
     DocumentWrite,
     Outcome,
@@ -111,6 +112,12 @@ class MemoryGraphStore:
         """See the port."""
         self._require_open(deadline)
         return self._state(name).counted
+
+    async def vectors(self, collection: str, *, deadline: Deadline) -> CollectionVectors:
+        """See the port."""
+        self._require_open(deadline)
+        state = self._state(collection)
+        return CollectionVectors(state.reached, state.embedding_model, len(state.passages))
 
     async def revision(self, collection: str, *, deadline: Deadline) -> CollectionRevision:
         """See the port."""

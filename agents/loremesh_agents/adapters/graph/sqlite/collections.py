@@ -6,8 +6,15 @@ from datetime import UTC, datetime
 from typing import Any
 
 from loremesh_agents.adapters.graph.sqlite.schema import VECTOR_TABLES
-from loremesh_agents.domain.document import Collection, CollectionOptions, Reembedding, ReembeddingPhase
+from loremesh_agents.domain.document import (
+    Collection,
+    CollectionOptions,
+    CollectionVectors,
+    Reembedding,
+    ReembeddingPhase,
+)
 from loremesh_agents.domain.errors import BackendUnavailable, CollectionNotFound
+from loremesh_agents.domain.revision import CollectionRevision
 
 COLLECTION_COLUMNS = (
     "SELECT name, uid, revision, document_count, passage_count, entity_count, embedding_model, create_time, update_time,"
@@ -63,6 +70,7 @@ def vector_table(connection: sqlite3.Connection, name: str, model: str | None) -
     slot: int = connection.execute("SELECT vector_slot FROM collection WHERE name = ?", (name,)).fetchone()[0]
     if model is None or model == found.embedding_model:
         return VECTOR_TABLES[slot]
-    if model in found.vector_models:
+    reached = CollectionRevision(name, found.collection_uid, found.revision)
+    if model in CollectionVectors(reached, found.embedding_model, found.passage_count, found.reembedding).whole:
         return VECTOR_TABLES[1 - slot]
     raise BackendUnavailable(f"vectors of {model or 'no model'} in {name}")

@@ -29,6 +29,7 @@ from loremesh_agents.domain.document import (
     Change,
     Collection,
     CollectionOptions,
+    CollectionVectors,
     DocumentSummary,
     DocumentWrite,
     Passage,
@@ -142,6 +143,12 @@ class SqliteGraphStore:
 
         async with self._connections.reader(deadline) as connection:
             return await self._connections.read(connection, work, deadline)
+
+    async def vectors(self, collection: str, *, deadline: Deadline) -> CollectionVectors:
+        """See the port."""
+        found = await self.collection(collection, deadline=deadline)
+        reached = CollectionRevision(collection, found.collection_uid, found.revision)
+        return CollectionVectors(reached, found.embedding_model, found.passage_count, found.reembedding)
 
     async def revision(self, collection: str, *, deadline: Deadline) -> CollectionRevision:
         """See the port."""

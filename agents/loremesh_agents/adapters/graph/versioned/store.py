@@ -38,6 +38,7 @@ from loremesh_agents.domain.document import (
     Change,
     Collection,
     CollectionOptions,
+    CollectionVectors,
     DocumentSummary,
     DocumentWrite,
     Passage,
@@ -313,6 +314,11 @@ class VersionedGraphStore:
     async def collection(self, name: str, *, deadline: Deadline) -> Collection:
         """See the port."""
         return (await self._now(deadline)).collection(name).counted
+
+    async def vectors(self, collection: str, *, deadline: Deadline) -> CollectionVectors:
+        """See the port."""
+        state = (await self._now(deadline)).collection(collection)
+        return CollectionVectors(state.reached, state.embedding_model, state.passages)
 
     async def revision(self, collection: str, *, deadline: Deadline) -> CollectionRevision:
         """See the port."""
