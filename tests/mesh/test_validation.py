@@ -191,6 +191,8 @@ BROKEN: dict[type[Message], dict[str, dict[str, Any]]] = {
     },
     knowledge_pb.DeleteCollectionRequest: {"collection": NAME},
     knowledge_pb.RebuildIndexesRequest: {"collection": NAME},
+    knowledge_pb.ReembedRequest: {"collection": NAME, "model": {"string.max_len": "m" * 257}},
+    knowledge_pb.FinishReembeddingRequest: {"collection": NAME},
     knowledge_pb.GetDocumentRequest: {
         "collection": NAME,
         "document_id": {"string.min_len": "", "string.max_bytes": "d" * 513},
