@@ -10,6 +10,7 @@ import asyncio
 import re
 import statistics
 import time
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -20,6 +21,9 @@ import uvloop
 from smg_grpc_proto import vllm_engine_pb2, vllm_engine_pb2_grpc
 
 from bench.vllm_mesh import Mesh, serving
+from loremesh_agents.adapters.model.chat_tokenizer import ChatTokenizer, read_folder
+from loremesh_agents.domain.conversation import Message, Role
+from tests.engines.servers.vllm import tiny_model
 
 _STREAMS = (1, 16)
 _MAX_TOKENS = 1500
@@ -57,20 +61,20 @@ def _rests(count: int) -> bool:
     return count == 0
 
 
-async def _begun(mesh: Mesh, number: int) -> Any:
-    call = mesh.ask(f"Question {number} {time.monotonic_ns()}: what is said about this?", _MAX_TOKENS)
+async def _begun(call: Any) -> Any:
+    """The call, when it has brought tokens."""
     tokens = 0
     async for event in call:
-        tokens += event.WhichOneof("event") == "delta"
+        tokens += event.WhichOneof("event" if hasattr(event, "delta") else "response") in ("delta", "chunk")
         if tokens == 2:
             break
     return call
 
 
-async def _round(mesh: Mesh, asking: Callable[[], Awaitable[int]], streams: int) -> float:
+async def _round(ask: Callable[[], Any], asking: Callable[[], Awaitable[int]], streams: int) -> float:
     """Milliseconds from the cancel to rest."""
     await _until(asking, _rests)
-    calls = await asyncio.gather(*(_begun(mesh, number) for number in range(streams)))
+    calls = await asyncio.gather(*(_begun(ask()) for _ in range(streams)))
     await _until(asking, lambda count: count * 4 >= streams * 3)
     began = time.monotonic()
     for call in calls:
@@ -79,16 +83,50 @@ async def _round(mesh: Mesh, asking: Callable[[], Awaitable[int]], streams: int)
     return (time.monotonic() - began) * 1e3
 
 
+@asynccontextmanager
+async def _sides(mesh: Mesh) -> AsyncIterator[dict[str, Callable[[], Any]]]:
+    """Calls to be cancelled: through the mesh, and over gRPC without it."""
+
+    def question() -> str:
+        return f"{time.monotonic_ns()}: what is said about this?"
+
+    sides = {f"_{mesh.engine.kind}": lambda: mesh.ask(question(), _MAX_TOKENS)}
+    if mesh.engine.kind != "grpc":
+        yield sides
+        return
+    chat = ChatTokenizer(read_folder(tiny_model()))
+    async with grpc.aio.insecure_channel(mesh.engine.target) as channel:
+        stub: Any = vllm_engine_pb2_grpc.VllmEngineStub(channel)
+
+        def direct() -> Any:
+            prompt = chat.prompt([Message(Role.USER, question())])
+            return stub.Generate(
+                vllm_engine_pb2.GenerateRequest(
+                    request_id=uuid.uuid4().hex,
+                    tokenized=vllm_engine_pb2.TokenizedInput(input_ids=prompt),
+                    sampling_params=vllm_engine_pb2.SamplingParams(temperature=0.0, max_tokens=_MAX_TOKENS),
+                    stream=True,
+                )
+            )
+
+        yield {**sides, "_grpc_direct": direct}
+
+
 async def _measure(rounds: int) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     for kind in ("grpc", "http"):
-        async with serving(kind) as mesh, _asking(mesh) as asking:
+        async with serving(kind) as mesh, _asking(mesh) as asking, _sides(mesh) as sides:
             for streams in _STREAMS:
+                times: dict[str, list[float]] = {side: [] for side in sides}
                 # The first round opens connections and fetches the tokenizer.
-                times = [await _round(mesh, asking, streams) for _ in range(rounds + 1)][1:]
-                times.sort()
-                figures[f"p50_ms_{kind}_{streams}"] = round(statistics.median(times), 1)
-                figures[f"p99_ms_{kind}_{streams}"] = round(times[min(len(times) - 1, int(len(times) * 0.99))], 1)
+                for number in range(rounds + 1):
+                    for side, ask in sides.items():
+                        took = await _round(ask, asking, streams)
+                        times[side] += [took] if number else []
+                for side, found in times.items():
+                    found.sort()
+                    figures[f"p50_ms{side}_{streams}"] = round(statistics.median(found), 1)
+                    figures[f"p99_ms{side}_{streams}"] = round(found[min(len(found) - 1, int(len(found) * 0.99))], 1)
             began = time.monotonic()
             for _ in range(20):
                 await asking()
@@ -98,7 +136,7 @@ async def _measure(rounds: int) -> dict[str, Any]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of this benchmark."""
-    parser.add_argument("--rounds", type=int, default=50, help="Cancels of each kind and number of streams.")
+    parser.add_argument("--rounds", type=int, default=100, help="Cancels of each kind and number of streams.")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -109,7 +109,9 @@ async def _sqlite(writes: Sequence[DocumentWrite], questions: Sequence[str]) -> 
 async def _served(name: str, writes: Sequence[DocumentWrite], questions: Sequence[str]) -> dict[str, Any]:
     async with ENGINES[name]() as engine:
         # A server that has just started compiles its code: that is nobody's speed.
-        await _ingest(VersionedGraphStore(engine), writes[:_WARMING])
+        warming = VersionedGraphStore(engine)
+        await _ingest(warming, writes[:_WARMING])
+        await _retrieve(warming, text_index(engine, warming), questions, strict=False)
     async with ENGINES[name]() as engine:
         recorded = _Recorded(engine)
         store = VersionedGraphStore(recorded)
@@ -141,7 +143,9 @@ async def _ingest(store: GraphStore, writes: Sequence[DocumentWrite]) -> float:
     return round(sum(len(write.passages) for write in writes) / (time.perf_counter() - began), 1)
 
 
-async def _retrieve(store: GraphStore, text: TextIndex, questions: Sequence[str]) -> dict[str, float]:
+async def _retrieve(
+    store: GraphStore, text: TextIndex, questions: Sequence[str], *, strict: bool = True
+) -> dict[str, float]:
     service = RetrieverService(store, text, None, None, RetrieverSettings())
     times: list[float] = []
     for question in [*questions[:_WARM], *questions]:
@@ -150,7 +154,7 @@ async def _retrieve(store: GraphStore, text: TextIndex, questions: Sequence[str]
         events = service.retrieve(request, principal=ANONYMOUS, deadline=Deadline.after(_SECONDS))
         given = [event async for event in events if isinstance(event, Evidence)]
         times.append(1000 * (time.perf_counter() - began))
-        if not given:
+        if strict and not given:
             raise RuntimeError(f"no evidence for {question!r}")
     times = sorted(times[min(_WARM, len(questions)) :])
     return {

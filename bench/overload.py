@@ -3,18 +3,20 @@
 The engine is at work on 16 generations at once, writes a token of each every 10 ms, and takes 100 ms to read a prompt; what comes beyond waits in it in the order
 of arrival. The flooder keeps 200 calls in flight and repeats a refused one after half a second in the mean, whatever it is told. The polite principal asks one question after the
 other. Measured are its times to the first token alone, beside the flooder, and beside the flooder where the generator admits everything. Generator, flooder and
-the polite one are processes of their own.
+the polite one are processes of their own, on processors of their own.
 """
 
 import argparse
 import asyncio
 import json
+import os
 import random
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ import grpc
 import uvloop
 from loremesh.v1 import answer_pb2, generator_service_pb2, generator_service_pb2_grpc, message_pb2, principal_pb2
 
-from bench.processes import running
+from bench.processes import Program, running
 from loremesh_agents.domain.answer import FinishReason, TokenDelta, Usage
 from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.generator.admission import TokenAdmission
@@ -41,6 +43,8 @@ _PROMPT = 16
 _FLOOD = 200
 _REPEAT = 0.5
 _EVERYTHING = 1 << 40
+_BLOCK = 20
+"""Questions of the polite principal alone, and then as many beside the flooder."""
 _LEAD = 2.0
 """Seconds for which the flood runs before anything is measured."""
 
@@ -121,7 +125,7 @@ async def _flood(target: str) -> None:
 
 
 async def _polite(target: str, questions: int) -> list[float]:
-    """Milliseconds to the first token of each question, in ascending order."""
+    """Milliseconds to the first token of each question."""
     firsts: list[float] = []
     async with grpc.aio.insecure_channel(target) as channel:
         stub = generator_service_pb2_grpc.GeneratorServiceStub(channel)
@@ -132,27 +136,59 @@ async def _polite(target: str, questions: int) -> list[float]:
                     first = first or time.monotonic() - began
             if number:
                 firsts.append(first * 1e3)
-    return sorted(firsts)
+    return firsts
 
 
-async def _measure(limit: int, questions: int, *, flooded: bool) -> tuple[list[float], dict[str, int]]:
+def _split(cores: Sequence[int]) -> tuple[Sequence[int], Sequence[int], Sequence[int]]:
+    """Processors of the generator, of the flooder and of the polite one; from four on each has its own."""
+    return (cores[:-2], cores[-2:-1], cores[-1:]) if len(cores) > 3 else (cores, cores, cores)
+
+
+@asynccontextmanager
+async def _generating(limit: int, cores: Sequence[int]) -> AsyncIterator[Program]:
     with tempfile.TemporaryDirectory(prefix="loremesh-") as folder:
-        async with running("bench.overload", "generator", f"unix:{folder}/generator", str(limit)) as generator:
-            if not flooded:
-                return await _polite(generator.target, questions), {}
-            async with running("bench.overload", "flood", generator.target) as flood:
-                await asyncio.sleep(_LEAD)
-                firsts = await _polite(generator.target, questions)
-                return firsts, json.loads(await flood.order("stop"))
+        address = f"unix:{folder}/generator"
+        async with running("bench.overload", "generator", address, str(limit)) as generator:
+            _move(generator, cores)
+            yield generator
+
+
+async def _beside_flood(generator: Program, questions: int, cores: Sequence[int]) -> tuple[list[float], dict[str, int]]:
+    async with running("bench.overload", "flood", generator.target) as flood:
+        _move(flood, cores)
+        await asyncio.sleep(_LEAD)
+        firsts = await _polite(generator.target, questions)
+        return firsts, json.loads(await flood.order("stop"))
+
+
+def _move(program: Program, cores: Sequence[int]) -> None:
+    """Moves all of its threads."""
+    for process in program.processes():
+        for thread in process.threads():
+            os.sched_setaffinity(thread.id, cores)
 
 
 async def _compare(questions: int) -> dict[str, Any]:
+    all_cores = sorted(os.sched_getaffinity(0))
+    generator_cores, flood_cores, polite_cores = _split(all_cores)
+    os.sched_setaffinity(0, polite_cores)
     limit = _SLOTS * (_PROMPT + _TOKENS)
-    alone, _ = await _measure(limit, questions, flooded=False)
-    beside, got = await _measure(limit, questions, flooded=True)
-    unbounded, _ = await _measure(_EVERYTHING, max(3, questions // 10), flooded=True)
+    alone: list[float] = []
+    beside: list[float] = []
+    got = {"answered": 0, "shed": 0}
+    async with _generating(limit, generator_cores) as generator:
+        # In turns, so that a drift of the machine meets both.
+        for _ in range(max(1, questions // _BLOCK)):
+            alone += await _polite(generator.target, _BLOCK)
+            firsts, counts = await _beside_flood(generator, _BLOCK, flood_cores)
+            beside += firsts
+            got = {name: got[name] + count for name, count in counts.items()}
+    async with _generating(_EVERYTHING, generator_cores) as generator:
+        unbounded, _ = await _beside_flood(generator, 3, flood_cores)
+    os.sched_setaffinity(0, all_cores)
     figures: dict[str, Any] = {}
     for name, firsts in (("alone", alone), ("beside_flooder", beside), ("without_admission", unbounded)):
+        firsts.sort()
         figures[f"first_token_ms_p50_{name}"] = round(statistics.median(firsts), 1)
         figures[f"first_token_ms_p99_{name}"] = round(firsts[int(len(firsts) * 0.99)], 1)
     for quantile in ("p50", "p99"):
@@ -163,7 +199,12 @@ async def _compare(questions: int) -> dict[str, Any]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of this benchmark."""
-    parser.add_argument("--questions", type=int, default=60, help="Questions of the polite principal in each part.")
+    parser.add_argument(
+        "--questions",
+        type=int,
+        default=200,
+        help="Questions of the polite principal alone, and as many beside the flooder.",
+    )
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:

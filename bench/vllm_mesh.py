@@ -3,7 +3,7 @@
 import asyncio
 import os
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 from loremesh.v1 import answer_pb2, coordinator_service_pb2, coordinator_service_pb2_grpc
 
-from bench.processes import running
+from bench.processes import Program, running
 from tests.engines.servers.vllm import VllmServer
 
 _SERVE = ("loremesh_agents.cli", "serve")
@@ -19,9 +19,11 @@ _SERVE = ("loremesh_agents.cli", "serve")
 
 @dataclass(frozen=True)
 class Mesh:
-    """The engine, and a client's channel to the coordinator."""
+    """The engine, the agents, and a client's channel to the coordinator."""
 
     engine: VllmServer
+    generator: Program
+    coordinator: Program
     channel: grpc.aio.Channel
 
     def ask(self, question: str, max_tokens: int) -> Any:
@@ -35,32 +37,38 @@ class Mesh:
         )
 
 
-def split_cores() -> tuple[list[int], list[int]]:
-    """Processors of the engine, and those of everything else."""
-    cores = sorted(os.sched_getaffinity(0))
-    half = max(1, len(cores) // 2)
-    return cores[:half], cores[half:] or cores
+@dataclass(frozen=True)
+class _Cores:
+    engine: list[int]
+    agents: list[int]
+    client: list[int]
+
+
+def _split(cores: list[int]) -> _Cores:
+    """One processor for the client, one for each of the two agents, and the others for the engine; from four on."""
+    return _Cores(cores[:-3], cores[-3:-1], cores[-1:]) if len(cores) > 3 else _Cores(cores, cores, cores)
 
 
 @asynccontextmanager
-async def serving(kind: str) -> AsyncIterator[Mesh]:
-    """Serves engine, generator and coordinator within the block; this process moves to the processors of the mesh."""
+async def serving(kind: str, engine_arguments: Sequence[str] = ()) -> AsyncIterator[Mesh]:
+    """Serves engine, generator and coordinator within the block; this process is the client, and moves to its processor."""
     # It has been read, and the agents refuse names that are no settings of theirs.
     os.environ.pop("LOREMESH_TEST_ENGINE_CACHE", None)
-    engine_cores, mesh_cores = split_cores()
-    os.sched_setaffinity(0, mesh_cores)
-    engine = await asyncio.to_thread(VllmServer, kind, cores=engine_cores)
+    all_cores = sorted(os.sched_getaffinity(0))
+    cores = _split(all_cores)
+    engine = await asyncio.to_thread(VllmServer, kind, cores=cores.engine, arguments=engine_arguments)
+    # Those who are started inherit it.
+    os.sched_setaffinity(0, cores.agents)
     try:
         url = f"vllm+grpc://{engine.target}" if kind == "grpc" else f"openai+http://{engine.target}/v1"
         with tempfile.TemporaryDirectory() as data:
             shared = {"LOREMESH_STORES__DATA": data, "LOREMESH_STORES__MODEL": url}
             async with running(*_SERVE, "generator", "--free-ports", **shared) as generator:
                 address = {"LOREMESH_ADDRESSES__GENERATOR": generator.target}
-                async with (
-                    running(*_SERVE, "coordinator", "--free-ports", **address) as coordinator,
-                    grpc.aio.insecure_channel(coordinator.target) as channel,
-                ):
-                    yield Mesh(engine, channel)
+                async with running(*_SERVE, "coordinator", "--free-ports", **address) as coordinator:
+                    os.sched_setaffinity(0, cores.client)
+                    async with grpc.aio.insecure_channel(coordinator.target) as channel:
+                        yield Mesh(engine, generator, coordinator, channel)
     finally:
         await asyncio.to_thread(engine.stop)
-        os.sched_setaffinity(0, [*engine_cores, *mesh_cores])
+        os.sched_setaffinity(0, all_cores)

@@ -17,14 +17,18 @@ from loremesh_agents.ports.text import TextIndex
 from tests.engines.gremlin_engines import opened_janusgraph, opened_neptune
 from tests.engines.servers import neo4j
 
+# A large graph is more than the memory for one transaction.
+_EMPTY = "MATCH (v) WHERE NOT v:Schema CALL (v) { DETACH DELETE v } IN TRANSACTIONS OF 1000 ROWS"
+
 
 @asynccontextmanager
 async def opened_neo4j(scheme: str = "bolt") -> AsyncIterator[Neo4jEngine]:
     server = neo4j.shared()
-    async with AsyncGraphDatabase.driver(
-        f"bolt://127.0.0.1:{server.port}", auth=(server.user, server.password)
-    ) as driver:
-        await driver.execute_query("MATCH (v) WHERE NOT v:Schema DETACH DELETE v")
+    async with (
+        AsyncGraphDatabase.driver(f"bolt://127.0.0.1:{server.port}", auth=(server.user, server.password)) as driver,
+        driver.session() as session,
+    ):
+        await (await session.run(_EMPTY)).consume()
     engine = Neo4jEngine(Connection(Address.parse("stores.graph", server.url(scheme)), server.password))
     for version in range(1, VERSION + 1):
         await engine.migrate(version, deadline=Deadline.after(60))

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import trustme
 
+from loremesh_agents.adapters.graph.gremlin import traversals
 from loremesh_agents.adapters.graph.gremlin.connection import Connections, Script
 from loremesh_agents.adapters.graph.gremlin.endpoint import janusgraph_endpoint
 from loremesh_agents.adapters.graph.gremlin.janusgraph import JanusGraphEngine
@@ -229,3 +230,21 @@ async def test_an_entity_with_many_mentions_costs_a_bounded_read() -> None:
         assert (list(found.mentions), found.entities["e1"].properties["size"]) == ([], count)
         # All mentions take seconds to read.
         assert sorted(times)[10] < 0.5
+
+
+async def test_a_name_that_very_many_passages_bear_costs_a_bounded_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(traversals, "_MOST_TITLES", 50)
+    async with opened_janusgraph("inmemory") as engine:
+        passages = [
+            Vertex(VertexLabel.PASSAGE, f"p{ref}", {"ref": ref, "uid": "u1"}, {"readers": ["*"]}) for ref in range(200)
+        ]
+        names = [Vertex(VertexLabel.ENTITY, f"e{n}", {"entity_key": "n", "uid": "u1", "size": 0}) for n in (1, 2)]
+        bears = [Edge(EdgeLabel.BEARS, f"p{ref}", "e1", {"weight": 1.0, "title": "N"}) for ref in range(200)]
+        few = [Edge(EdgeLabel.BEARS, f"p{ref}", "e2", {"weight": ref / 50, "title": "N"}) for ref in range(50)]
+        changes = Changes(vertices=[*passages, *names], edges=[*bears, *few])
+        await engine.apply(changes, unless="d1", deadline=Deadline.after(60))
+        access = Access(("u1",), 1 << 40, ("*",))
+        found = await engine.neighbourhood([], ["e1", "e2"], access, title_limit=100, mention_limit=50, deadline=soon())
+        # Of the first no more than that, of the second all: beyond the bound nothing is read, below it nothing is left out.
+        assert [row.entity for row in found.titles].count("e1") == 50
+        assert [row.passage.ref for row in found.titles if row.entity == "e2"] == list(range(49, -1, -1))

@@ -54,6 +54,7 @@ VALID: dict[type[Message], dict[str, Any]] = {
     generator_pb.Resume: {"model_fingerprint": "f"},
     knowledge_pb.DeleteDocumentsRequest: {"collection": "docs", "document_ids": ["d"]},
     knowledge_pb.GetDocumentRequest: {"collection": "docs", "document_id": "d"},
+    knowledge_pb.ReembedRequest: {"collection": "docs"},
     knowledge_pb.ReadChangesRequest: {"collection": "docs"},
     message_pb2.Message: USER,
     message_pb2.Tool: {"name": "look"},

@@ -8,6 +8,7 @@ from loremesh.v1 import generator_service_pb2_grpc as pb_grpc
 
 from loremesh_agents.domain.answer import Completion, TokenDelta
 from loremesh_agents.domain.deadline import Deadline
+from loremesh_agents.domain.errors import LoremeshError
 from loremesh_agents.ports.language_model import GenerationRequest, ToolCallPiece
 from loremesh_agents.ports.peers import GenerationStart
 from loremesh_agents.runtime import wire
@@ -31,19 +32,27 @@ class GeneratorClient:
     ) -> AsyncGenerator[GenerationStart | TokenDelta | ToolCallPiece | Completion]:
         """See `ports.peers.Generator.generate`."""
         message = wire.generation_request_to_proto(request)
+        completion: Completion | None = None
         async with self._peer.stream(self._stub.Generate, message, deadline) as responses:
-            async for response in responses:
-                match response.WhichOneof("event"):
-                    case "delta":
-                        yield wire.delta_from_proto(response.delta)
-                    case "start":
-                        yield GenerationStart(response.start.model, response.start.model_fingerprint)
-                    case "tool_call":
-                        yield wire.tool_call_piece_from_proto(response.tool_call)
-                    case "completion":
-                        yield wire.completion_from_proto(response.completion, self._peer.name)
-                    case _:
-                        continue
+            try:
+                async for response in responses:
+                    match response.WhichOneof("event"):
+                        case "delta":
+                            yield wire.delta_from_proto(response.delta)
+                        case "start":
+                            yield GenerationStart(response.start.model, response.start.model_fingerprint)
+                        case "tool_call":
+                            yield wire.tool_call_piece_from_proto(response.tool_call)
+                        case "completion":
+                            # Its status follows at once; to leave now would cancel a call that the generator has served to its end.
+                            completion = wire.completion_from_proto(response.completion, self._peer.name)
+                        case _:
+                            continue
+            except LoremeshError:
+                if completion is None:
+                    raise
+        if completion is not None:
+            yield completion
 
     async def count_tokens(self, model: str, texts: Sequence[str], *, deadline: Deadline) -> tuple[int, ...]:
         """See `ports.peers.TokenCounter.count_tokens`."""

@@ -25,6 +25,7 @@ from loremesh_agents.domain.coalescing import coalesced
 from loremesh_agents.domain.conversation import Message, Role, Tool
 from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.errors import BudgetExhausted, UnsupportedByModel
+from loremesh_agents.domain.message_pace import MessagePace
 from loremesh_agents.domain.plan import Plan, Route
 from loremesh_agents.domain.read_ahead import ReadAhead
 from loremesh_agents.domain.revision import CollectionRevision
@@ -54,16 +55,25 @@ class Answer:
         settings: Shares of the budget, and limits.
         question: The question.
         plan: What is to be done for it.
+        pace: How far apart the messages of a stream are to be.
         deadline: When the answer must be there, without the way to the caller.
     """
 
     def __init__(
-        self, agents: Agents, settings: CoordinatorSettings, question: Question, plan: Plan, deadline: Deadline
+        self,
+        agents: Agents,
+        settings: CoordinatorSettings,
+        question: Question,
+        plan: Plan,
+        *,
+        pace: MessagePace,
+        deadline: Deadline,
     ) -> None:
         self._agents = agents
         self._settings = settings
         self._question = question
         self._plan = plan
+        self._pace = pace
         self._deadline = deadline
         self._stopwatch = Stopwatch()
         self._table = CitationTable()
@@ -216,22 +226,27 @@ class Answer:
             pause=settings.generation_pause,
             deadline=self._deadline,
         )
-        async with ReadAhead(generation, settings.heartbeat_interval) as arriving:
-            while (items := await arriving.take()) is not None:
-                if not items:
-                    yield Heartbeat()
-                for item in coalesced(items, settings.tokens_together):
-                    if isinstance(item, TokenDelta):
-                        for event in self._say(written, item):
-                            yield event
-                    elif isinstance(item, Completion):
-                        written.completion = item
-                    elif isinstance(item, ToolCallPiece):
-                        if not tools:
-                            raise UnsupportedByModel(self._start.model, "an answer without tools: it called one")
-                        written.calls.add(item)
-                    else:
-                        self._start = item
+        together = settings.tokens_together
+        with self._pace.stream():
+            async with ReadAhead(generation, settings.heartbeat_interval) as arriving:
+                # The first token waits for no other.
+                while (
+                    items := await arriving.take(self._pace.pause if self._tokens and together > 1 else 0.0)
+                ) is not None:
+                    if not items:
+                        yield Heartbeat()
+                    for item in coalesced(items, together):
+                        if isinstance(item, TokenDelta):
+                            for event in self._say(written, item):
+                                yield event
+                        elif isinstance(item, Completion):
+                            written.completion = item
+                        elif isinstance(item, ToolCallPiece):
+                            if not tools:
+                                raise UnsupportedByModel(self._start.model, "an answer without tools: it called one")
+                            written.calls.add(item)
+                        else:
+                            self._start = item
 
     def _say(self, written: "_Round", delta: TokenDelta) -> list[TokenDelta | Citation]:
         """The delta at its place in the answer, and the citations that are complete with it."""

@@ -9,6 +9,7 @@ from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.errors import InvalidRequest, NotImplementedYet
 from loremesh_agents.domain.followup import EarlierTurn, standalone, turns
 from loremesh_agents.domain.lexicon import search_terms
+from loremesh_agents.domain.message_pace import MessagePace
 from loremesh_agents.domain.plan import Plan, PlanStep, Route
 from loremesh_agents.domain.structured_output import parsed_schema
 from loremesh_agents.ports.peers import Generator, Retriever, Synthesizer
@@ -22,13 +23,21 @@ class CoordinatorService:
         synthesizer: Makes the prompt.
         generator: Writes the answer.
         settings: Budgets and limits.
+        pace: Says how far apart the messages of a stream are; None for one of its own.
     """
 
     def __init__(
-        self, retriever: Retriever, synthesizer: Synthesizer, generator: Generator, settings: CoordinatorSettings
+        self,
+        retriever: Retriever,
+        synthesizer: Synthesizer,
+        generator: Generator,
+        settings: CoordinatorSettings,
+        *,
+        pace: MessagePace | None = None,
     ) -> None:
         self._agents = Agents(retriever, synthesizer, generator)
         self._settings = settings
+        self._pace = pace or MessagePace()
 
     @property
     def settings(self) -> CoordinatorSettings:
@@ -84,7 +93,9 @@ class CoordinatorService:
             LoremeshError: What a peer that the answer cannot do without raised.
         """
         plan = self.plan(question, earlier, deadline=deadline)
-        return Answer(self._agents, self._settings, question, plan, self._spendable(deadline)).events()
+        return Answer(
+            self._agents, self._settings, question, plan, pace=self._pace, deadline=self._spendable(deadline)
+        ).events()
 
     def _spendable(self, deadline: Deadline) -> Deadline:
         return deadline.shrink(reserve=min(self._settings.reserve, deadline.remaining() / 10))

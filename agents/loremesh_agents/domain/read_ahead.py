@@ -29,6 +29,7 @@ class ReadAhead(Generic[_Item]):
         self._silence = silence
         self._waiting_since = 0.0
         self._timer: asyncio.TimerHandle | None = None
+        self._gathering: asyncio.TimerHandle | None = None
         self._ready: deque[_Item] = deque()
         self._consumer: asyncio.Future[None] | None = None
         self._room: asyncio.Future[None] | None = None
@@ -42,8 +43,9 @@ class ReadAhead(Generic[_Item]):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._gathering):
+            if timer is not None:
+                timer.cancel()
         task = self._task
         if task is not None and not task.done():
             task.cancel()
@@ -58,7 +60,8 @@ class ReadAhead(Generic[_Item]):
         async with aclosing(self._stream) as stream:
             async for item in stream:
                 ready.append(item)
-                self._wake()
+                if self._gathering is None or len(ready) >= _AHEAD:
+                    self._wake()
                 if len(ready) >= _AHEAD:
                     self._room = loop.create_future()
                     await self._room
@@ -77,8 +80,16 @@ class ReadAhead(Generic[_Item]):
             rest = self._silence or 0.0
         self._timer = loop.call_later(rest, self._look)
 
-    async def take(self) -> list[_Item] | None:
+    def _gathered(self) -> None:
+        self._gathering = None
+        if self._ready:
+            self._wake()
+
+    async def take(self, pause: float = 0.0) -> list[_Item] | None:
         """All items that are ready, at least one; an empty list after a silence, None when the stream has ended.
+
+        Args:
+            pause: Seconds for which items are gathered that come meanwhile; less where the stream ends or there is no room for more.
 
         Raises:
             Exception: What the stream raised, after its items.
@@ -87,14 +98,22 @@ class ReadAhead(Generic[_Item]):
         if task is None:
             raise RuntimeError("the stream is not being read")
         ready = self._ready
-        if not ready and not task.done():
+        gathers = pause > 0 and len(ready) < _AHEAD
+        if (gathers or not ready) and not task.done():
             loop = asyncio.get_running_loop()
             self._consumer = loop.create_future()
+            if gathers and self._gathering is None:
+                self._gathering = loop.call_later(pause, self._gathered)
             if self._silence is not None:
                 self._waiting_since = loop.time()
                 if self._timer is None:
                     self._timer = loop.call_later(self._silence, self._look)
-            await self._consumer
+            try:
+                await self._consumer
+            finally:
+                if self._gathering is not None:
+                    self._gathering.cancel()
+                    self._gathering = None
             if not ready and not task.done():
                 return []
         if not ready:

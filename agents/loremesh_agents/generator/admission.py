@@ -299,12 +299,13 @@ class TokenAdmission:
     async def _look(self) -> None:
         """Looks at the engines' load as long as there is work."""
         while self._principals:
+            # First the pause: the engine has the first generation to begin, and its load says nothing before that.
+            await asyncio.sleep(self._look_seconds)
             deadline = Deadline.after(_MOST_LOOK_SECONDS)
             found = await asyncio.gather(*(_load(gauge, deadline) for gauge in self._gauges))
             loads = [load for load in found if load is not None]
             if loads:
                 self._adapt(saturated=all(load.saturated for load in loads))
-            await asyncio.sleep(self._look_seconds)
 
     def _adapt(self, *, saturated: bool) -> None:
         if not saturated:

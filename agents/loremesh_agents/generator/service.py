@@ -10,6 +10,7 @@ from loremesh_agents.domain.coalescing import coalesced
 from loremesh_agents.domain.conversation import Role
 from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.errors import InvalidRequest, ModelChanged, ModelNotFound, UnsupportedByModel
+from loremesh_agents.domain.message_pace import MessagePace
 from loremesh_agents.domain.principal import Principal
 from loremesh_agents.domain.read_ahead import ReadAhead
 from loremesh_agents.generator.admission import Generation, TokenAdmission
@@ -36,12 +37,21 @@ class GeneratorService:
         model: The engine.
         settings: Defaults.
         admission: Says when a generation may begin.
+        pace: Says how far apart the messages of a stream are; None for one of its own.
     """
 
-    def __init__(self, model: LanguageModel, settings: GeneratorSettings, admission: TokenAdmission) -> None:
+    def __init__(
+        self,
+        model: LanguageModel,
+        settings: GeneratorSettings,
+        admission: TokenAdmission,
+        *,
+        pace: MessagePace | None = None,
+    ) -> None:
         self._model = model
         self._settings = settings
         self._admission = admission
+        self._pace = pace or MessagePace()
 
     @property
     def settings(self) -> GeneratorSettings:
@@ -85,25 +95,28 @@ class GeneratorService:
     ) -> AsyncGenerator[TokenDelta | ToolCallPiece | Completion]:
         """What the engine writes."""
         timings: dict[str, float] = {}
-        async with ReadAhead(self._model.generate(request, deadline=deadline)) as written:
-            while (events := await written.take()) is not None:
-                for event in coalesced(events, self._settings.tokens_together):
-                    if isinstance(event, GenerationEnd):
-                        admitted.used = event.usage.prompt_tokens + event.usage.completion_tokens
-                        yield Completion(
-                            event.finish_reason,
-                            event.usage,
-                            {**timings, "total": time.monotonic() - began},
-                            resumptions=event.resumptions,
-                            model=model.name,
-                            model_fingerprint=model.fingerprint,
-                        )
-                        return
-                    if not timings:
-                        timings["first_token"] = time.monotonic() - began
-                    if isinstance(event, TokenDelta):
-                        admitted.used += event.token_count
-                    yield event
+        together = self._settings.tokens_together
+        with self._pace.stream():
+            async with ReadAhead(self._model.generate(request, deadline=deadline)) as written:
+                # The first token waits for no other.
+                while (events := await written.take(self._pace.pause if timings and together > 1 else 0.0)) is not None:
+                    for event in coalesced(events, together):
+                        if isinstance(event, GenerationEnd):
+                            admitted.used = event.usage.prompt_tokens + event.usage.completion_tokens
+                            yield Completion(
+                                event.finish_reason,
+                                event.usage,
+                                {**timings, "total": time.monotonic() - began},
+                                resumptions=event.resumptions,
+                                model=model.name,
+                                model_fingerprint=model.fingerprint,
+                            )
+                            return
+                        if not timings:
+                            timings["first_token"] = time.monotonic() - began
+                        if isinstance(event, TokenDelta):
+                            admitted.used += event.token_count
+                        yield event
         raise RuntimeError("the engine ended without an end")
 
     async def models(self, *, deadline: Deadline) -> tuple[Model, ...]:

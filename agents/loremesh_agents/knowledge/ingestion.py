@@ -1,10 +1,10 @@
-"""One ingestion: received, parsed, analysed, encoded, committed, reported; each stage waits for the next."""
+"""One ingestion: received, parsed, analysed, encoded, committed, reported; all stages work at once, and each waits for the next."""
 
 import asyncio
 import hashlib
 import json
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -33,8 +33,8 @@ from loremesh_agents.domain.errors import (
     ReaderSetsExhausted,
     StaleSourceVersion,
 )
-from loremesh_agents.domain.passages import analyse, cut, full_text
 from loremesh_agents.domain.revision import CollectionRevision
+from loremesh_agents.knowledge.analysis import Analysis
 from loremesh_agents.knowledge.encoders import Encoders
 from loremesh_agents.knowledge.settings import KnowledgeSettings
 from loremesh_agents.ports.graph import GraphStore
@@ -91,7 +91,7 @@ Submission: TypeAlias = Document | File | FilePart
 _Parsed: TypeAlias = "tuple[int, Document | Unparsed]"
 
 _PARSED_AHEAD = 512
-_PREPARED_AHEAD = 1
+_BATCHES_AHEAD = 1
 _REPORTED_AHEAD = 4
 
 
@@ -103,6 +103,7 @@ class Ingestion:
         graph: Takes the documents.
         parser: Parses files.
         encoders: Encode passages.
+        analysis: Makes passages of documents.
         settings: Limits.
         options: With which the collection is created, or must have been.
     """
@@ -110,11 +111,12 @@ class Ingestion:
     def __init__(
         self,
         collection: str,
+        *,
         graph: GraphStore,
         parser: DocumentParser,
         encoders: Encoders,
+        analysis: Analysis,
         settings: KnowledgeSettings,
-        *,
         options: CollectionOptions,
     ) -> None:
         self._collection = collection
@@ -122,9 +124,11 @@ class Ingestion:
         self._graph = graph
         self._parser = parser
         self._encoders = encoders
+        self._analysis = analysis
         self._settings = settings
         self._parsed: asyncio.Queue[_Parsed | None] = asyncio.Queue(_PARSED_AHEAD)
-        self._prepared: asyncio.Queue[_Batch | None] = asyncio.Queue(_PREPARED_AHEAD)
+        self._analysed: asyncio.Queue[_Batch | None] = asyncio.Queue(_BATCHES_AHEAD)
+        self._encoded: asyncio.Queue[_Batch | None] = asyncio.Queue(_BATCHES_AHEAD)
         self._uncommitted: Counter[str] = Counter()
         self._reports: asyncio.Queue[list[Result] | None] = asyncio.Queue(_REPORTED_AHEAD)
         self._received = 0
@@ -140,7 +144,8 @@ class Ingestion:
         if self._options != ANY_OPTIONS:
             # Without documents, so that a caller hears of a mistake before it has sent and the encoder has worked.
             await self._write([], self._encoders.model)
-        stages = [asyncio.create_task(stage) for stage in (self._parse(submissions), self._prepare(), self._commit())]
+        work = (self._parse(submissions), self._analyse(), self._encode(), self._commit())
+        stages = [asyncio.create_task(stage) for stage in work]
         finished = failed = passages = 0
         try:
             while (results := await self._next_report(stages)) is not None:
@@ -209,17 +214,21 @@ class Ingestion:
         for document in await self._parser.parse(replace(upload, data=file.data), deadline=deadline):
             await self._parsed.put((position, document))
 
-    async def _prepare(self) -> None:
-        """Analyses and encodes a batch while the one before it is committed."""
+    async def _analyse(self) -> None:
         ended = False
         while not ended:
-            batch, ended = await self._batch()
-            if batch:
-                await self._prepared.put(await self._prepared_batch(batch))
-        await self._prepared.put(None)
+            parsed, ended = await self._batch()
+            if parsed:
+                await self._analysed.put(await self._analysed_batch(parsed))
+        await self._analysed.put(None)
+
+    async def _encode(self) -> None:
+        while (batch := await self._analysed.get()) is not None:
+            await self._encoded.put(await self._encoded_batch(batch, await self._wanted_models()))
+        await self._encoded.put(None)
 
     async def _commit(self) -> None:
-        while (batch := await self._prepared.get()) is not None:
+        while (batch := await self._encoded.get()) is not None:
             await self._reports.put(await self._store(batch))
         await self._reports.put(None)
 
@@ -246,10 +255,10 @@ class Ingestion:
             size += _size(entry)
         return batch, False
 
-    async def _prepared_batch(self, batch: Sequence[_Parsed]) -> "_Batch":
+    async def _analysed_batch(self, parsed: Sequence[_Parsed]) -> "_Batch":
         hashed = {
             place: replace(document, content_hash=content_hash(document))
-            for place, (_, document) in enumerate(batch)
+            for place, (_, document) in enumerate(parsed)
             if isinstance(document, Document)
         }
         known = await self._graph.content_hashes(
@@ -266,15 +275,43 @@ class Ingestion:
         }
         ids = Counter(document.document_id for document in hashed.values())
         self._uncommitted += ids
-        analysed = await asyncio.to_thread(_analyse, fresh)
+        analysed, texts = await self._analysis.analyse(fresh)
         # An unchanged document goes along without its passages: the store decides whether it is still unchanged.
         writes = {
             place: DocumentWrite(document, analysed.get(place, ()))
             for place, document in hashed.items()
             if place not in fresh or analysed[place]
         }
-        models = await self._wanted_models()
-        return _Batch(batch, await self._encode(writes, models), ids, models)
+        return _Batch(parsed, writes, ids, texts)
+
+    async def _encoded_batch(self, batch: "_Batch", models: Sequence[str]) -> "_Batch":
+        """A batch with the vectors of models, of which the first one counts."""
+        vectors: dict[str, NDArray[np.float32]] = {}
+        for model in models if batch.texts else ():
+            encoder = self._encoders.of(model)
+            if encoder is not None:
+                deadline = Deadline.after(self._settings.embed_budget)
+                vectors[model] = await encoder.embed(batch.texts, deadline=deadline)
+        return batch.encoded(models, vectors)
+
+    async def _wanted_models(self) -> tuple[str, ...]:
+        """The models of which a passage gets a vector: first that which counts, empty for none."""
+        deadline = Deadline.after(self._settings.write_budget)
+        try:
+            return self._encoders.wanted(await self._graph.vectors(self._collection, deadline=deadline))
+        except CollectionNotFound:
+            return self._encoders.wanted(None)
+
+    async def _write_encoded(self, batch: "_Batch") -> tuple[CollectionRevision, tuple[WriteResult, ...]]:
+        """Writes a batch; where the collection has switched to another model since it was encoded, encodes it once more."""
+        try:
+            return await self._write(list(batch.writes.values()), batch.models[0])
+        except EmbeddingMismatch:
+            models = await self._wanted_models()
+            if set(models) <= set(batch.models):
+                raise
+        again = await self._encoded_batch(batch, models)
+        return await self._write(list(again.writes.values()), models[0])
 
     async def _store(self, batch: "_Batch") -> list[Result]:
         stored: dict[int, WriteResult] = {}
@@ -288,25 +325,6 @@ class Ingestion:
             self._result(position, document, stored.get(place), revision)
             for place, (position, document) in enumerate(batch.parsed)
         ]
-
-    async def _write_encoded(self, batch: "_Batch") -> tuple[CollectionRevision, tuple[WriteResult, ...]]:
-        """Writes a batch; where the collection has switched to another model since it was encoded, encodes it once more."""
-        try:
-            return await self._write(list(batch.writes.values()), batch.models[0])
-        except EmbeddingMismatch:
-            models = await self._wanted_models()
-            if set(models) <= set(batch.models):
-                raise
-        writes = await self._encode(batch.writes, models)
-        return await self._write(list(writes.values()), models[0])
-
-    async def _wanted_models(self) -> tuple[str, ...]:
-        """The models of which a passage gets a vector: first that which counts, empty for none."""
-        try:
-            found = await self._graph.vectors(self._collection, deadline=Deadline.after(self._settings.write_budget))
-        except CollectionNotFound:
-            return self._encoders.wanted(None)
-        return self._encoders.wanted(found)
 
     async def _write(
         self, documents: Sequence[DocumentWrite], model: str
@@ -340,38 +358,39 @@ class Ingestion:
             return Result(position, document_id, None, None, error=refused)
         return Result(position, document_id, stored.outcome, revision, stored.passage_count)
 
-    async def _encode(self, writes: Mapping[int, DocumentWrite], models: Sequence[str]) -> dict[int, DocumentWrite]:
-        """The documents with the vectors of their passages."""
-        texts = [
-            full_text(write.document.title, passage.passage.headings, passage.passage.text)
-            for write in writes.values()
-            for passage in write.passages
-        ]
-        found: dict[str, Iterator[NDArray[np.float32]]] = {}
-        for model in models if texts else ():
-            encoder = self._encoders.of(model)
-            if encoder is not None:
-                found[model] = iter(await encoder.embed(texts, deadline=Deadline.after(self._settings.embed_budget)))
-        counting = found.pop(models[0], None)
-
-        def encoded(passage: PassageWrite) -> PassageWrite:
-            return replace(
-                passage,
-                vector=next(counting) if counting is not None else None,
-                further_vectors={model: next(vectors) for model, vectors in found.items()},
-            )
-
-        return {place: replace(write, passages=tuple(map(encoded, write.passages))) for place, write in writes.items()}
-
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    """What is committed together; the writes by the places of their documents, encoded with models of which the first one counted."""
+    """What is committed together.
+
+    Attributes:
+        parsed: Documents and files that could not be parsed.
+        writes: What is written, by the place in `parsed`.
+        document_ids: How often each document comes.
+        texts: What to encode of the passages of the writes, in their order.
+        models: With which they are encoded: first that which counted then, empty for none.
+    """
 
     parsed: Sequence[_Parsed]
     writes: dict[int, DocumentWrite]
     document_ids: Counter[str]
-    models: Sequence[str]
+    texts: Sequence[str]
+    models: Sequence[str] = ("",)
+
+    def encoded(self, models: Sequence[str], vectors: Mapping[str, NDArray[np.float32]]) -> "_Batch":
+        """The batch with vectors of models, each of shape (texts, dimension)."""
+        each = {model: iter(found) for model, found in vectors.items()}
+        counting = each.pop(models[0], None)
+
+        def with_vectors(passage: PassageWrite) -> PassageWrite:
+            vector = next(counting) if counting is not None else None
+            return replace(passage, vector=vector, further_vectors={model: next(rest) for model, rest in each.items()})
+
+        writes = {
+            place: replace(write, passages=tuple([with_vectors(passage) for passage in write.passages]))
+            for place, write in self.writes.items()
+        }
+        return replace(self, writes=writes, models=models)
 
 
 class _OpenFile:
@@ -424,10 +443,3 @@ def content_hash(document: Document) -> str:
 def _size(parsed: _Parsed) -> int:
     document = parsed[1]
     return sum(len(section.text) for section in document.sections) if isinstance(document, Document) else 0
-
-
-def _analyse(documents: dict[int, Document]) -> dict[int, tuple[PassageWrite, ...]]:
-    """The passages of documents, without vectors."""
-    return {
-        place: tuple(analyse(document, passage) for passage in cut(document)) for place, document in documents.items()
-    }

@@ -10,6 +10,7 @@ from loremesh_agents.domain.document import ANY_OPTIONS, Change, Collection, Col
 from loremesh_agents.domain.errors import CollectionRecreated
 from loremesh_agents.domain.principal import Principal
 from loremesh_agents.domain.revision import CollectionRevision
+from loremesh_agents.knowledge.analysis import Analysis
 from loremesh_agents.knowledge.encoders import Encoders
 from loremesh_agents.knowledge.ingestion import Ingestion, Progress, Result, Submission
 from loremesh_agents.knowledge.reembedding import Reembedding
@@ -57,6 +58,7 @@ class KnowledgeService:
         self._parser = parser
         self._encoders = Encoders(embedder, previous_embedder)
         self._settings = settings
+        self._analysis = Analysis()
         self._upkeep = Upkeep(indexes, sweep)
         self._reembedding = Reembedding(
             graph,
@@ -81,7 +83,15 @@ class KnowledgeService:
         self, collection: str, submissions: AsyncIterator[Submission], *, options: CollectionOptions = ANY_OPTIONS
     ) -> AsyncGenerator[Result | Progress | Completion]:
         """Stores documents; see `Ingestion.run`."""
-        ingestion = Ingestion(collection, self._graph, self._parser, self._encoders, self._settings, options=options)
+        ingestion = Ingestion(
+            collection,
+            graph=self._graph,
+            parser=self._parser,
+            encoders=self._encoders,
+            analysis=self._analysis,
+            settings=self._settings,
+            options=options,
+        )
         try:
             async for event in ingestion.run(submissions):
                 if isinstance(event, Progress):
@@ -206,3 +216,4 @@ class KnowledgeService:
         """Ends what runs in the background."""
         await self._reembedding.close()
         await self._upkeep.close()
+        self._analysis.close()

@@ -89,3 +89,59 @@ async def test_a_cancelled_take_loses_nothing() -> None:
         waiting.cancel()
         gate.set()
         assert await ahead.take() == [1]
+
+
+async def trickle(count: int, gate: asyncio.Event) -> AsyncGenerator[int]:
+    """Numbers, each some turns of the loop after the one before; then nothing until the gate opens."""
+    for number in range(count):
+        for _ in range(5):
+            await asyncio.sleep(0)
+        yield number
+    await gate.wait()
+
+
+async def test_a_pause_gathers_what_comes_meanwhile() -> None:
+    gate = asyncio.Event()
+    async with ReadAhead(trickle(20, gate)) as ahead:
+        assert await ahead.take() == [0], "without a pause the first one comes at once"
+        assert await ahead.take(0.05) == list(range(1, 20))
+        gate.set()
+        assert await ahead.take(0.05) is None
+
+
+async def test_after_a_pause_in_which_nothing_came_the_next_item_comes_at_once() -> None:
+    gate = asyncio.Event()
+
+    async def late() -> AsyncGenerator[int]:
+        await gate.wait()
+        yield 1
+        await asyncio.Event().wait()
+
+    async with ReadAhead(late()) as ahead:
+        taking = asyncio.create_task(ahead.take(0.001))
+        done, _ = await asyncio.wait([taking], timeout=0.02)
+        assert not done
+        gate.set()
+        async with asyncio.timeout(5):
+            assert await taking == [1]
+
+
+@pytest.mark.parametrize("count", [3, 64], ids=["the end of the stream", "no room for more"])
+async def test_a_pause_ends_with(count: int) -> None:
+    gate = asyncio.Event()
+    if count < 64:
+        gate.set()
+    async with ReadAhead(trickle(count, gate)) as ahead, asyncio.timeout(5):
+        assert await ahead.take(60) == list(range(count))
+        gate.set()
+        assert await ahead.take() is None
+
+
+async def test_leaving_ends_a_pause() -> None:
+    async with asyncio.timeout(5), ReadAhead(trickle(1, asyncio.Event())) as ahead:
+        taking = asyncio.create_task(ahead.take(60))
+        await asyncio.sleep(0)
+        taking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await taking
+        assert await ahead.take() == [0], "and the pause of a take that was cancelled with it"

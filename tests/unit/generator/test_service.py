@@ -17,6 +17,7 @@ from loremesh_agents.domain.errors import (
     ModelNotFound,
     UnsupportedByModel,
 )
+from loremesh_agents.domain.message_pace import MessagePace
 from loremesh_agents.domain.principal import ANONYMOUS
 from loremesh_agents.generator.admission import TokenAdmission
 from loremesh_agents.generator.service import GeneratorService
@@ -136,6 +137,35 @@ async def test_a_token_that_is_ready_does_not_wait_for_the_next() -> None:
         end = await anext(events)
     assert isinstance(end, Completion)
     assert end.timings["first_token"] <= waited
+
+
+class Slow(MessagePace):
+    """As in a process that is so busy that tokens are worth a minute's wait."""
+
+    pause = 60.0
+
+
+@pytest.mark.parametrize(("together", "sizes"), [(32, [1, 9]), (1, [1] * 10)])
+async def test_in_a_busy_process_later_tokens_wait_for_one_another_and_the_first_for_none(
+    together: int, sizes: list[int]
+) -> None:
+    gates = [asyncio.Event() for _ in range(10)]
+    engine = Engine(*(event for gate, token in zip(gates, tokens(10), strict=True) for event in (gate, token)), END)
+    settings = GeneratorSettings(tokens_together=together)
+    slow = GeneratorService(engine, settings, TokenAdmission(settings), pace=Slow())
+    events = slow.generate(ASKED, principal=ANONYMOUS, deadline=soon())
+    async with asyncio.timeout(5):
+        assert isinstance(await anext(events), GenerationStart)
+        gates[0].set()
+        assert await anext(events) == TokenDelta("0 ", 0)
+        following = asyncio.create_task(anext(events))
+        for gate in gates[1:]:
+            gate.set()
+            for _ in range(5):
+                await asyncio.sleep(0)
+        found = [await following, *[event async for event in events]]
+    assert [1, *(event.token_count for event in found if isinstance(event, TokenDelta))] == sizes
+    assert isinstance(found[-1], Completion), "the end waits for nothing"
 
 
 async def test_a_tool_call_keeps_its_place() -> None:

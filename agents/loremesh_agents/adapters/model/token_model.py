@@ -24,7 +24,13 @@ from loremesh_agents.adapters.model.detokenizer import Detokenizer, Piece, StopT
 from loremesh_agents.adapters.model.requests import check_request, check_resumed_ids, resumptions, token_limit
 from loremesh_agents.domain.answer import FinishReason, TokenDelta, TokenLogprob, TokenLogprobs, Usage
 from loremesh_agents.domain.deadline import Deadline
-from loremesh_agents.domain.errors import BackendUnavailable, BudgetExhausted, ModelNotFound, UnsupportedByModel
+from loremesh_agents.domain.errors import (
+    BackendUnavailable,
+    BudgetExhausted,
+    LoremeshError,
+    ModelNotFound,
+    UnsupportedByModel,
+)
 from loremesh_agents.ports.language_model import (
     Capability,
     GenerationEnd,
@@ -38,7 +44,12 @@ _log = logging.getLogger(__name__)
 
 _FRESH = 2.0
 """Seconds for which what the engine says of itself is believed; a call that fails ends them."""
+_MOST_ASKING = 2.0
+_KEPT_FRESH = 60.0
+"""Seconds after the last request for which the engine goes on being asked, so that the next request need not."""
 _THREADS = 2
+_AT_ONCE = 2048
+"""Characters of a conversation up to which it becomes a prompt in the event loop, in a fraction of a millisecond: a thread would wait longer for the interpreter."""
 _Result = TypeVar("_Result")
 
 
@@ -156,6 +167,8 @@ class TokenModel:
         self._asking = asyncio.Lock()
         self._served: _Served | None = None
         self._believed_until = 0.0
+        self._last_used = 0.0
+        self._refreshing: asyncio.Task[None] | None = None
 
     async def models(self, *, deadline: Deadline) -> tuple[Model, ...]:
         """See the port."""
@@ -177,7 +190,10 @@ class TokenModel:
         check_request(request, model, largest_seed=self._engine.largest_seed)
         emitted = check_resumed_ids(request, tokenizer.size)
         try:
-            prompt = await self._compute(lambda: tokenizer.prompt(request.messages), deadline)
+            if sum(len(message.text) for message in request.messages) <= _AT_ONCE:
+                prompt = tokenizer.prompt(request.messages)
+            else:
+                prompt = await self._compute(lambda: tokenizer.prompt(request.messages), deadline)
         except TemplateRefused as error:
             raise UnsupportedByModel(model.name, f"these messages: {error}") from None
         limit = token_limit(request, model, len(prompt))
@@ -207,24 +223,52 @@ class TokenModel:
 
     async def close(self) -> None:
         """See the port."""
+        if self._refreshing is not None:
+            self._refreshing.cancel()
+            await asyncio.wait([self._refreshing])
         self._threads.shutdown(wait=False, cancel_futures=True)
         await self._engine.close()
 
     async def _serving(self, deadline: Deadline) -> _Served:
         """What the engine serves now, and its tokenizer."""
+        self._last_used = now = time.monotonic()
         served = self._served
-        if served is not None and time.monotonic() < self._believed_until:
+        if served is not None and now < self._believed_until:
+            self._keep()
             return served
         if deadline.expired:
             raise BudgetExhausted("generator", "generation")
         try:
             async with asyncio.timeout(deadline.remaining()), self._asking:
-                if self._served is None or time.monotonic() >= self._believed_until:
-                    self._served = await self._ask(deadline)
-                    self._believed_until = time.monotonic() + _FRESH
-                return self._served
+                served = self._served
+                if served is None or time.monotonic() >= self._believed_until:
+                    served = await self._refresh(deadline)
         except TimeoutError:
             raise BudgetExhausted("generator", "finding the model") from None
+        self._keep()
+        return served
+
+    def _keep(self) -> None:
+        if self._refreshing is None or self._refreshing.done():
+            self._refreshing = asyncio.create_task(self._keep_fresh(), name="asking an engine what it serves")
+
+    async def _refresh(self, deadline: Deadline) -> _Served:
+        served = self._served = await self._ask(deadline)
+        self._believed_until = time.monotonic() + _FRESH
+        return served
+
+    async def _keep_fresh(self) -> None:
+        """Asks before what is known is too old, as long as there are requests: none of them waits for it then."""
+        while time.monotonic() - self._last_used < _KEPT_FRESH:
+            await asyncio.sleep(_FRESH / 2)
+            try:
+                async with self._asking:
+                    await self._refresh(Deadline.after(_MOST_ASKING))
+            except LoremeshError as error:
+                # The next request asks itself, and is told why.
+                self._believed_until = 0.0
+                _log.debug("the %s engine does not say what it serves: %s", self._engine.backend, error)
+                return
 
     async def _ask(self, deadline: Deadline) -> _Served:
         found = await self._engine.describe(deadline=deadline)

@@ -4,7 +4,6 @@
 # The compiled contract has no types that its package exports; what comes is checked where it enters.
 
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from typing import Any
 
 from smg_grpc_proto import vllm_engine_pb2 as _pb
@@ -68,7 +67,7 @@ class VllmGrpcEngine:
         request = common.GetTokenizerRequest()
         return await self._engine.archive(self._stub.GetTokenizer, request, most_bytes, deadline=deadline)
 
-    async def generate(self, request: EngineRequest, *, deadline: Deadline) -> AsyncGenerator[EngineTokens | EngineEnd]:
+    def generate(self, request: EngineRequest, *, deadline: Deadline) -> AsyncGenerator[EngineTokens | EngineEnd]:
         """See the protocol."""
         message = pb.GenerateRequest(
             # vLLM takes an empty id and one that is in use, and mixes their streams up: each of ours is new.
@@ -77,10 +76,7 @@ class VllmGrpcEngine:
             sampling_params=_sampling(request),
             stream=True,
         )
-        events = self._engine.tokens(self._stub.Generate, message, _logprobs, model=request.model, deadline=deadline)
-        async with aclosing(events):
-            async for event in events:
-                yield event
+        return self._engine.tokens(self._stub.Generate, message, _logprobs, model=request.model, deadline=deadline)
 
     async def close(self) -> None:
         """See the protocol."""

@@ -10,6 +10,7 @@ import grpc
 import pytest
 from smg_grpc_proto import vllm_engine_pb2
 
+from loremesh_agents.adapters.model import token_model
 from loremesh_agents.adapters.model.token_model import TokenModel
 from loremesh_agents.adapters.model.trtllm_grpc import TrtllmGrpcEngine
 from loremesh_agents.adapters.model.vllm_grpc import VllmGrpcEngine
@@ -27,6 +28,7 @@ from loremesh_agents.ports.language_model import GenerationEnd, GenerationReques
 from tests.documents import soon
 from tests.doubles import tiny_language as language
 from tests.doubles.grpc_engines import Behaviour, serving
+from tests.unit.runtime.support import until
 
 QUESTION = "Where was Jane Doe born?"
 ASKED = GenerationRequest((Message(Role.USER, QUESTION),), QUESTION)
@@ -392,6 +394,45 @@ async def test_the_engine_is_asked_once_for_many_requests(kind: str) -> None:
     async with opened(kind, behaviour) as model:
         await asyncio.gather(*(written(model) for _ in range(20)))
     assert behaviour.described < 5
+
+
+async def test_an_engine_in_use_is_asked_again_before_a_request_must_wait_for_it(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(token_model, "_FRESH", 0.02)
+    behaviour = Behaviour()
+    async with opened(kind, behaviour) as model:
+        await written(model)
+        await until(lambda: behaviour.described >= 4)
+        behaviour.name = "another"
+        described = behaviour.described
+        await until(lambda: behaviour.described >= described + 2)
+        assert [served.name for served in await model.models(deadline=soon())] == ["another"]
+
+
+async def test_an_engine_that_nobody_uses_is_left_alone(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(token_model, "_FRESH", 0.02)
+    monkeypatch.setattr(token_model, "_KEPT_FRESH", 0.5)
+    behaviour = Behaviour()
+    async with opened(kind, behaviour) as model:
+        await written(model)
+        await until(lambda: not any("serves" in task.get_name() for task in asyncio.all_tasks()))
+        described = behaviour.described
+        await written(model)
+        await until(
+            lambda: behaviour.described >= described + 2
+        )  # by the request itself at the most, and then without one
+    assert not any("serves" in task.get_name() for task in asyncio.all_tasks())
+
+
+@pytest.mark.parametrize("size", [10, 5000], ids=["in the event loop", "in a thread"])
+async def test_a_prompt_is_the_same_wherever_it_is_made(kind: str, size: int) -> None:
+    behaviour = Behaviour(context=100_000)
+    question = "word " * (size // 5)
+    async with opened(kind, behaviour) as model:
+        request = replace(ASKED, messages=(Message(Role.USER, question),), options=SamplingOptions(max_tokens=1))
+        _, end = await written(model, request)
+    assert end.usage.prompt_tokens == len(language.prompt(question))
 
 
 async def test_a_deadline_in_the_middle_is_said(kind: str) -> None:

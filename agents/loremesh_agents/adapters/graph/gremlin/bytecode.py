@@ -46,14 +46,3 @@ def serializer() -> Any:
 def request(processor: str, op: str, arguments: dict[str, Any]) -> Any:
     """A message to the server."""
     return _Request(processor, op, arguments)
-
-
-def flattened(data: list[Any]) -> list[Any]:
-    """The results of a message: traversals send each with the number of times that it came."""
-    rows: list[Any] = []
-    for item in data:
-        if hasattr(item, "bulk"):
-            rows.extend([item.object] * item.bulk)
-        else:
-            rows.append(item)
-    return rows

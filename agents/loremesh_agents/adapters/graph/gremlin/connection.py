@@ -1,14 +1,13 @@
-"""Websockets to a Gremlin server, on an event loop in a thread of their own.
+"""Websockets to a Gremlin server.
 
 The driver's own client blocks a thread for each request, cannot be used inside a running event loop, never recovers a connection that broke, and
-signs only the first one. So its traversals and its serializer are used and its client is not; the codec's work in Python is kept off the caller's loop.
+signs only the first one. So its traversals and its serializer are used and its client is not.
 """
 
 import asyncio
 import base64
 import logging
 import random
-import threading
 import time
 import uuid
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from typing import Any
 
 import aiohttp
 
-from loremesh_agents.adapters.graph.gremlin import bytecode, errors
+from loremesh_agents.adapters.graph.gremlin import bytecode, errors, graphbinary
 from loremesh_agents.adapters.graph.gremlin.endpoint import Endpoint
 from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.errors import BackendUnavailable, ConfigurationError
@@ -55,7 +54,7 @@ class Script:
 
 
 class Connections:
-    """Websockets to one server: opened when they are needed, and again after they broke.
+    """Websockets to one server: opened when they are needed, and again after they broke. They belong to one event loop.
 
     While the server cannot be reached, requests fail at once and attempts follow one another ever more slowly.
 
@@ -66,9 +65,6 @@ class Connections:
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
         self._sockets: list[_Socket | None] = [None] * endpoint.connections
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name=f"{endpoint.name}-connections", daemon=True)
-        self._thread.start()
         self._slots = asyncio.Semaphore(endpoint.in_flight)
         self._opening = [asyncio.Lock() for _ in range(endpoint.connections)]
         self._backoff_s = 0.0
@@ -96,41 +92,25 @@ class Connections:
         if deadline.expired:
             raise errors.expired()
         self.requests += 1
-        work = self._submit(request, deadline, interrupt=interrupt)
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
-
-    async def close(self) -> None:
-        """Closes the websockets and ends the thread."""
-        if self._closed:
-            return
-        self._closed = True
-        closing = asyncio.run_coroutine_threadsafe(self._close(), self._loop)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_CONNECT_S):
-                await asyncio.wrap_future(closing)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        await asyncio.to_thread(self._thread.join)
-        self._loop.close()
-
-    async def _close(self) -> None:
-        # Whoever still waits is told, and leaves nothing half open.
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
-        for socket in self._sockets:
-            if socket is not None:
-                await socket.close()
-        for _ in range(_TURNS_TO_CLOSE):
-            await asyncio.sleep(0)
-
-    async def _submit(self, request: Any, deadline: Deadline, *, interrupt: bool) -> list[Any]:
         try:
             async with asyncio.timeout(deadline.remaining()), self._slots:
                 socket = await self._socket()
                 return await socket.submit(request, deadline if interrupt else None)
         except TimeoutError:
             raise errors.expired() from None
+
+    async def close(self) -> None:
+        """Closes the websockets; whoever still waits for an answer is told."""
+        if self._closed:
+            return
+        self._closed = True
+        for index, opening in enumerate(self._opening):
+            async with opening:
+                socket = self._sockets[index]
+                if socket is not None:
+                    await socket.close()
+        for _ in range(_TURNS_TO_CLOSE):
+            await asyncio.sleep(0)
 
     async def _socket(self) -> "_Socket":
         # The least busy one; one that is not open yet counts as busy, so that few requests need few.
@@ -147,6 +127,8 @@ class Connections:
             return idle
         index = missing[0] if missing else 0
         async with self._opening[index]:
+            if self._closed:
+                raise BackendUnavailable(self._endpoint.name)
             socket = self._sockets[index]
             if socket is None or not socket.usable:
                 if socket is not None:
@@ -250,7 +232,7 @@ class _Socket:
         try:
             async for message in self._websocket:
                 if message.type is aiohttp.WSMsgType.BINARY:
-                    await self._take(self._serializer.deserialize_message(message.data))
+                    await self._take(graphbinary.decoded(message.data))
                 elif message.type is aiohttp.WSMsgType.ERROR:
                     if getattr(message.data, "code", None) == aiohttp.WSCloseCode.MESSAGE_TOO_BIG:
                         failure = errors.answer_too_large(self._endpoint.name, self._endpoint.message_bytes)
@@ -270,24 +252,22 @@ class _Socket:
                 if not answer.done():
                     answer.set_exception(failure)
 
-    async def _take(self, message: Any) -> None:
-        request_id, status = message["requestId"], message["status"]
-        code = status["code"]
-        if code == 407 and self._endpoint.username:
+    async def _take(self, message: graphbinary.Answer) -> None:
+        if message.code == 407 and self._endpoint.username:
             sasl = f"\0{self._endpoint.username}\0{self._endpoint.password}".encode()
             reply = bytecode.request("traversal", "authentication", {"sasl": base64.b64encode(sasl).decode()})
-            await self._websocket.send_bytes(self._serializer.serialize_message(request_id, reply))
+            await self._websocket.send_bytes(self._serializer.serialize_message(message.request_id, reply))
             return
-        pending = self._pending.get(request_id)
+        pending = self._pending.get(message.request_id)
         if pending is None or pending[0].done():
             return  # whoever asked has left
         answer, rows = pending
-        if code in {200, 206}:
-            rows.extend(bytecode.flattened(message["result"]["data"] or []))
-        if code in {200, 204}:
+        if message.code in {200, 206}:
+            rows.extend(message.rows)
+        if message.code in {200, 204}:
             answer.set_result(rows)
-        elif code != 206:
-            answer.set_exception(errors.refused(self._endpoint.name, code, status["message"]))
+        elif message.code != 206:
+            answer.set_exception(errors.refused(self._endpoint.name, message.code, message.message))
 
 
 def _message(request: Any, source: str, stop: Deadline | None) -> Any:

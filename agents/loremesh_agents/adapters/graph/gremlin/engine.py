@@ -18,6 +18,7 @@ from loremesh_agents.adapters.graph.versioned.engine import (
     MentionRow,
     Neighbourhood,
     PassageRow,
+    Passages,
     Record,
     TitleRow,
     Vertex,
@@ -98,7 +99,7 @@ class GremlinEngine(GraphEngine):
         asked = frozenset(fields)
         parts = _parts(_passage_ids(refs))
         found = await self._ask((reads.passages(part, access, fields) for part in parts), deadline)
-        return [rows.passage(row, asked) for row in found]
+        return [rows.passage(row, asked) for part in found for row in part]
 
     async def neighbourhood(
         self,
@@ -114,10 +115,11 @@ class GremlinEngine(GraphEngine):
         reads = await self._reads(deadline)
         hidden = traversals.nothing_visible(access)
         starts = [] if hidden else _passage_ids(seeds)
-        from_seeds = await self._ask((reads.seeds(part, access) for part in _parts(starts)), deadline)
-        targets = {edge["to"]: EdgeLabel(edge["label"]) for seed in from_seeds for edge in seed["edges"]}
-        addresses = [id_ for id_, label in targets.items() if label is EdgeLabel.LINKS_TO]
-        reached = (id_ for id_, label in targets.items() if label is not EdgeLabel.LINKS_TO)
+        found = await self._ask((reads.seeds(part, access) for part in _parts(starts)), deadline)
+        from_seeds = [seed for part in found for seed in part]
+        targets = {to: label for _, _, edges in from_seeds for label, to, _ in edges}
+        addresses = [id_ for id_, label in targets.items() if label == EdgeLabel.LINKS_TO.value]
+        reached = (id_ for id_, label in targets.items() if label != EdgeLabel.LINKS_TO.value)
         asked: list[tuple[str, Any]] = []
         for part in _parts(dict.fromkeys((*reached, *traversals.well_formed(entities)))):
             asked.append(("entities", reads.entities(part)))
@@ -128,11 +130,11 @@ class GremlinEngine(GraphEngine):
         for part in _parts(addresses):
             asked.append(("addresses", reads.addresses(part)))
             asked.append(("documents", reads.documents(part)))
-        answers: dict[str, list[Any]] = {"seeds": from_seeds}
-        found = await at_once(asked, lambda one: self._submit(one[1], deadline), limit=REQUESTS_AT_ONCE)
-        for (kind, _), answer in zip(asked, found, strict=True):
+        answers: dict[str, list[Any]] = {}
+        given = await at_once(asked, lambda one: self._submit(one[1], deadline), limit=REQUESTS_AT_ONCE)
+        for (kind, _), answer in zip(asked, given, strict=True):
             answers.setdefault(kind, []).extend(answer)
-        return _neighbourhood(answers)
+        return _neighbourhood(from_seeds, answers)
 
     async def remove(self, ids: Mapping[VertexLabel, Group[str]], *, deadline: Deadline) -> None:
         """Removes vertices with their edges; not an error where they are gone."""
@@ -171,21 +173,20 @@ def _parts(ids: Iterable[str]) -> Iterator[list[str]]:
         yield listed[begin : begin + _IDS_A_REQUEST]
 
 
-def _neighbourhood(answers: Mapping[str, Sequence[Any]]) -> Neighbourhood:
+def _neighbourhood(from_seeds: Sequence[Any], answers: Mapping[str, Sequence[Any]]) -> Neighbourhood:
     seed_mentions: list[MentionRow] = []
     seed_titles: list[TitleRow] = []
     links: list[LinkRow] = []
-    for seed in answers.get("seeds", ()):
-        passage = rows.passage(seed["passage"], frozenset())
-        for edge in seed["edges"]:
-            target, values = edge["to"], edge["values"]
-            match EdgeLabel(edge["label"]):
-                case EdgeLabel.MENTIONS:
-                    seed_mentions.append(MentionRow(target, passage, values["kind"]))
-                case EdgeLabel.BEARS:
-                    seed_titles.append(TitleRow(target, passage, values["weight"], values["title"]))
-                case _:
-                    links.append(LinkRow(passage.ref, target, values["fragment"]))
+    passage = Passages()
+    for ref, ends, edges in from_seeds:
+        seed = passage(ref, ends)
+        for label, target, values in edges:
+            if label == EdgeLabel.MENTIONS.value:
+                seed_mentions.append(MentionRow(target, seed, values["kind"]))
+            elif label == EdgeLabel.BEARS.value:
+                seed_titles.append(TitleRow(target, seed, values["weight"], values["title"]))
+            else:
+                links.append(LinkRow(ref, target, values["fragment"]))
     documents: dict[str, list[Record]] = {}
     for row in answers.get("documents", ()):
         documents.setdefault(row["address"], []).append(rows.record(row["document"]))
@@ -195,12 +196,15 @@ def _neighbourhood(answers: Mapping[str, Sequence[Any]]) -> Neighbourhood:
         links=links,
         entities=_by_id(answers.get("entities", ())),
         titles=[
-            TitleRow(row["entity"], rows.passage(row["passage"], frozenset()), row["weight"], row["title"])
-            for row in answers.get("titles", ())
+            TitleRow(entity, passage(ref, ends), weight, title)
+            for part in answers.get("titles", ())
+            for of_entity in part
+            for entity, weight, title, ref, ends in of_entity
         ],
         mentions=[
-            MentionRow(row["entity"], rows.passage(row["passage"], frozenset()), row["kind"])
-            for row in answers.get("mentions", ())
+            MentionRow(entity, passage(ref, ends), kind)
+            for part in answers.get("mentions", ())
+            for entity, kind, ref, ends in part
         ],
         addresses=_by_id(answers.get("addresses", ())),
         documents=documents,

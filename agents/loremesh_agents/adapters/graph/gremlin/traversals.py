@@ -1,6 +1,7 @@
 """The reads of the port as traversals: of constant shape, with everything from outside as an argument.
 
-Each is flat where it leads from many vertices to many: an engine with a store elsewhere then reads each step's vertices together.
+Each is flat where it leads from many vertices to many: an engine with a store elsewhere then reads each step's vertices together. What comes back is one
+list of lists: names and messages for each row would cost more than the rows.
 """
 
 import re
@@ -18,6 +19,8 @@ _MENTIONS, _BEARS, _LINKS_TO, _NAMED_BY = (
     label.value for label in (EdgeLabel.MENTIONS, EdgeLabel.BEARS, EdgeLabel.LINKS_TO, EdgeLabel.NAMED_BY)
 )
 _PASSAGE = ("ref", "ends")
+_MOST_TITLES = 10_000
+"""BEARS edges of an entity that are read, to choose the weightiest that may be seen."""
 _ENTITY = ("entity_key", "uid", "size", "counts")
 _ADDRESS = ("address", "uid", "counts")
 _DOCUMENT = ("document_id", "uid", "states")
@@ -72,51 +75,55 @@ class Reads:
         return self._record(self.vertices(ids), fields)
 
     def passages(self, ids: Group[str], access: Access, fields: Group[str]) -> Any:
-        """Maps of properties of those that may be seen."""
-        return visible(self.vertices(ids), access).value_map(*dict.fromkeys((*_PASSAGE, *fields)))
+        """A list of maps of properties of those that may be seen."""
+        return visible(self.vertices(ids), access).value_map(*dict.fromkeys((*_PASSAGE, *fields))).fold()
 
     def seeds(self, ids: Group[str], access: Access) -> Any:
-        """Seeds that may be seen, each with its edges to entities and addresses."""
+        """A list of seeds that may be seen: handle, ends, edges to entities and addresses (label, id of what it leads to, map of properties)."""
         edges = (
             anonymous.out_e(_MENTIONS, _BEARS, _LINKS_TO)
             .project("label", "to", "values")
             .by(T.label)
             .by(self.identity(anonymous.in_v()))
             .by(anonymous.value_map())
+            .select(Column.values)
             .fold()
         )
         seeds = visible(self.vertices(ids), access)
-        return seeds.project("passage", "edges").by(anonymous.value_map(*_PASSAGE)).by(edges)
+        return _rows(seeds.project("ref", "ends", "edges").by("ref").by(_ends()).by(edges))
 
     def entities(self, ids: Group[str]) -> Any:
         """Those of the entities that are there."""
         return self._record(self._entities(ids), _ENTITY)
 
     def titles(self, ids: Group[str], access: Access, limit: int) -> Any:
-        """The weightiest BEARS edges to each of the entities."""
-        edges = self._entities(ids).as_("entity").in_e(_BEARS).as_("edge").out_v()
+        """The weightiest BEARS edges to each of the entities, a list for each: entity, weight, title, handle and ends of the passage."""
+        # JanusGraph would forget a name that is given outside the inner step.
+        borne = anonymous.in_e(_BEARS).limit(_MOST_TITLES).as_("edge")
+        edges = self._entities(ids).as_("entity").local(borne).out_v()
         rows = (
             visible(edges, access)
-            .project("entity", "weight", "title", "ref", "passage")
+            .project("entity", "weight", "title", "ref", "ends")
             .by(self.identity(anonymous.select("entity")))
             .by(anonymous.select("edge").values("weight"))
             .by(anonymous.select("edge").values("title"))
             .by("ref")
-            .by(anonymous.value_map(*_PASSAGE))
+            .by(_ends())
         )
         best = anonymous.order().by(anonymous.select("weight"), Order.desc).by(anonymous.select("ref")).limit(limit)
-        return rows.group().by(anonymous.select("entity")).by(best.fold()).select(Column.values).unfold().unfold()
+        return rows.group().by(anonymous.select("entity")).by(best.select(Column.values).fold()).select(Column.values)
 
     def mentions(self, ids: Group[str], access: Access, size: int) -> Any:
-        """MENTIONS edges to those of the entities that are not too large."""
+        """A list of MENTIONS edges to those of the entities that are not too large: entity, kind, handle and ends of the passage."""
         small = self._entities(ids).has("size", P.lte(long(size)))
         edges = small.as_("entity").in_e(_MENTIONS).as_("edge").out_v()
-        return (
+        return _rows(
             visible(edges, access)
-            .project("entity", "kind", "passage")
+            .project("entity", "kind", "ref", "ends")
             .by(self.identity(anonymous.select("entity")))
             .by(anonymous.select("edge").values("kind"))
-            .by(anonymous.value_map(*_PASSAGE))
+            .by("ref")
+            .by(_ends())
         )
 
     def addresses(self, ids: Group[str]) -> Any:
@@ -141,6 +148,15 @@ class Reads:
         # Without a name the step reads all properties: one that may not be there stands for none.
         names = () if fields is None else (ID.name, *fields)
         return vertices.value_map(*names).with_(WithOptions.tokens, WithOptions.ids | WithOptions.labels)
+
+
+def _ends() -> Any:
+    return anonymous.values("ends").fold()
+
+
+def _rows(maps: Any) -> Any:
+    """One list with the values of each map."""
+    return maps.select(Column.values).fold()
 
 
 def visible(passages: Any, access: Access) -> Any:

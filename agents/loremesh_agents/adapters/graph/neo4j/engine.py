@@ -17,6 +17,7 @@ from loremesh_agents.adapters.graph.versioned.engine import (
     MentionRow,
     Neighbourhood,
     PassageRow,
+    Passages,
     Record,
     TitleRow,
     Value,
@@ -164,7 +165,7 @@ class Neo4jEngine:
         documents: dict[str, list[Record]] = {}
         for address, *values in named:
             documents.setdefault(address, []).append(_DOCUMENT.record(values))
-        passage = _Passages()
+        passage = Passages()
         return Neighbourhood(
             seed_mentions=[
                 MentionRow(entity, row, kind)
@@ -266,19 +267,6 @@ def _names(label: VertexLabel, fields: Group[str] | None) -> tuple[str, ...]:
 def _rows(found: Sequence[object], columns: Sequence[Sequence[Any]]) -> Iterable[Sequence[Any]]:
     """The values of each of what was found."""
     return zip(*columns, strict=True) if columns else [()] * len(found)
-
-
-class _Passages:
-    """The passages of a neighbourhood: one object for each, however many edges lead to it."""
-
-    def __init__(self) -> None:
-        self._rows: dict[int, PassageRow] = {}
-
-    def __call__(self, ref: int, ends: Sequence[str] | None) -> PassageRow:
-        row = self._rows.get(ref)
-        if row is None:
-            row = self._rows[ref] = PassageRow(ref, tuple(ends or ()), {})
-        return row
 
 
 def _which(access: Access) -> dict[str, bool]:

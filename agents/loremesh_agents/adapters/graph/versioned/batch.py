@@ -35,6 +35,12 @@ class Batch:
         """The changes so far."""
         return Changes(self.vertices, self.edges, self.cells, self.dropped, self.settings)
 
+    def taken(self) -> Changes:
+        """The changes so far, to be sent; the batch goes on without them."""
+        changes = self.changes
+        self.vertices, self.edges, self.cells, self.dropped, self.settings = [], [], [], [], []
+        return changes
+
     def add(self, label: VertexLabel, vertex: str, name: str, payload: str) -> None:
         """Adds a cell to a vertex that is there."""
         self.cells.append(Cell(label, vertex, name, cell(self.version, payload)))

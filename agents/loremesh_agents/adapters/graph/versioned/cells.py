@@ -95,6 +95,18 @@ def parts(values: Iterable[str], view: View) -> list[Part]:
     return chosen
 
 
+def payloads(values: Sequence[str], view: View) -> list[str]:
+    """The payloads of the cells that add up to the value that a reader sees, where their order means nothing."""
+    found: list[str] = []
+    for value in values:
+        stamp, _, payload = value.partition(":")
+        if payload.startswith(_RUN):
+            return [part.payload for part in parts(values, view)]
+        if view.counts(int(stamp)):
+            found.append(payload)
+    return found
+
+
 def summed_up(values: Iterable[str], view: View, horizon: int) -> list[str]:
     """Cells whose payloads add up that no reader needs any more: each reader sees a run that sums them up, or they never counted.
 

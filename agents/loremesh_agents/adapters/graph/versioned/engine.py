@@ -117,6 +117,20 @@ class PassageRow:
     properties: Mapping[str, Value]
 
 
+class Passages:
+    """The passages of an answer, without properties: one row for each, however many edges lead to it."""
+
+    def __init__(self) -> None:
+        self._rows: dict[int, PassageRow] = {}
+
+    def __call__(self, ref: int, ends: Sequence[str] | None) -> PassageRow:
+        """The row of a passage."""
+        row = self._rows.get(ref)
+        if row is None:
+            row = self._rows[ref] = PassageRow(ref, tuple(ends or ()), {})
+        return row
+
+
 @dataclass(frozen=True, slots=True)
 class TitleRow:
     """A BEARS edge to an entity (its id) from a passage that may be seen."""

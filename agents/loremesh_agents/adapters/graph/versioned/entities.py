@@ -48,22 +48,35 @@ class _Counted:
     Attributes:
         name: Key of the entity, or the address.
         before: What is counted of it; of an address nothing but whether it is there.
-        change: By how much that changes.
+        capitalised: By how much each of these numbers changes;
+        titled: the same;
+        titles: the same;
+        known: the same.
         links: By how much the links to an address change.
         there: Whether it has cells that count.
         values: Its cells; None where they were not read.
+        after: What is counted of it when all changes are known.
     """
 
     name: str
     before: EntityTotals = NOTHING
-    change: EntityTotals = NOTHING
+    capitalised: int = 0
+    titled: int = 0
+    titles: int = 0
+    known: int = 0
     links: int = 0
     there: bool = False
     values: tuple[str, ...] | None = None
+    after: EntityTotals = NOTHING
 
     @property
-    def after(self) -> EntityTotals:
-        return self.before.plus(self.change)
+    def changed(self) -> bool:
+        return bool(self.capitalised or self.titled or self.titles or self.known)
+
+    @property
+    def is_title(self) -> bool:
+        """Whether it has ever been one, this write included."""
+        return bool(self.before.known or self.known)
 
 
 class EntityChanges:
@@ -98,6 +111,7 @@ class EntityChanges:
         self._phrases: PhraseFilter = filters.phrases
         self._entities: dict[str, _Counted] = {}
         self._addresses: dict[str, _Counted] = {}
+        self._vertices: dict[str, str] = {}
         self.made: list[str] = []
         self.titled: list[str] = []
 
@@ -119,12 +133,11 @@ class EntityChanges:
         for (vertex, _), kind in kinds.items():
             counted = self._entities[vertex]
             if kind == CAPITALISED:
-                counted.change = counted.change.plus(EntityTotals(capitalised=-1))
+                counted.capitalised -= 1
             elif counted.before.known:
-                counted.change = counted.change.plus(EntityTotals(titled=-1))
+                counted.titled -= 1
         for vertex, _ in {(row.entity, row.passage.ref) for row in around.seed_titles}:
-            counted = self._entities[vertex]
-            counted.change = counted.change.plus(EntityTotals(titles=-1))
+            self._entities[vertex].titles -= 1
         for vertex, _ in {(row.address, row.passage) for row in around.links}:
             self._addresses[vertex].links -= 1
 
@@ -169,12 +182,12 @@ class EntityChanges:
         first: list[str] = []
         for ref, titles in borne.items():
             for key, title in titles.items():
-                vertex = entity_vertex(self._uid, key)
+                vertex = self._vertex(key)
                 counted = self._entities[vertex]
-                known = 0 if counted.before.known or counted.change.known else 1
-                if known:
+                if not counted.is_title:
+                    counted.known = 1
                     first.append(key)
-                counted.change = counted.change.plus(EntityTotals(titles=1, known=known))
+                counted.titles += 1
                 properties: dict[str, Value] = {"weight": title.weight, "title": title.name}
                 self._batch.edges.append(Edge(EdgeLabel.BEARS, passage_vertex(ref), vertex, properties))
         self.titled += first
@@ -186,15 +199,16 @@ class EntityChanges:
             for key in sorted(capitalised):
                 self._add_mention(ref, key, CAPITALISED)
             for key in sorted(proposals[ref] - capitalised):
-                counted = self._entities[entity_vertex(self._uid, key)]
-                if (counted.before.known or counted.change.known) and is_matchable(key):
+                if self._entities[self._vertex(key)].is_title and is_matchable(key):
                     self._add_mention(ref, key, TITLED)
 
     def _add_mention(self, ref: int, key: str, kind: int) -> None:
-        vertex = entity_vertex(self._uid, key)
+        vertex = self._vertex(key)
         counted = self._entities[vertex]
-        change = EntityTotals(capitalised=1) if kind == CAPITALISED else EntityTotals(titled=1)
-        counted.change = counted.change.plus(change)
+        if kind == CAPITALISED:
+            counted.capitalised += 1
+        else:
+            counted.titled += 1
         self._batch.edges.append(Edge(EdgeLabel.MENTIONS, passage_vertex(ref), vertex, {"kind": kind}))
 
     def _link(self, targets: Mapping[int, set[tuple[str, str]]], names: Sequence[tuple[str, str]]) -> None:
@@ -243,7 +257,7 @@ class EntityChanges:
                 self._add_mention(row.ref, key, TITLED)
 
     async def _look_up(self, keys: Iterable[str], addresses: Iterable[str], deadline: Deadline) -> None:
-        entities = {entity_vertex(self._uid, key): key for key in keys}
+        entities = {self._vertex(key): key for key in keys}
         named = {address_vertex(self._uid, address): address for address in addresses}
         complete = self._memory.created_at(self._uid)
         wanted: dict[VertexLabel, list[str]] = {}
@@ -283,13 +297,18 @@ class EntityChanges:
 
     def settle(self) -> int:
         """Adds the vertices and cells; gives by how much the number of entities changes."""
+        more = 0
         for vertex, counted in self._entities.items():
-            if counted.change != NOTHING:
-                self._store(VertexLabel.ENTITY, vertex, counted, counted.change.encoded())
+            counted.after = counted.before
+            if counted.changed:
+                change = EntityTotals(counted.capitalised, counted.titled, counted.titles, counted.known)
+                counted.after = counted.before.plus(change)
+                more += counted.after.exists - counted.before.exists
+                self._store(VertexLabel.ENTITY, vertex, counted, change.encoded())
         for vertex, counted in self._addresses.items():
             if counted.links or not counted.there:
                 self._store(VertexLabel.ADDRESS, vertex, counted, str(counted.links))
-        return sum(counted.after.exists - counted.before.exists for counted in self._entities.values())
+        return more
 
     def _store(self, label: VertexLabel, vertex: str, counted: _Counted, payload: str) -> None:
         batch = self._batch
@@ -314,6 +333,13 @@ class EntityChanges:
                 total = EntityTotals.total(payloads).encoded() if label is VertexLabel.ENTITY else _sum(payloads)
                 batch.merge(label, vertex, "counts", merged, total)
 
+    def _vertex(self, key: str) -> str:
+        """The vertex of an entity; each name is hashed once."""
+        vertex = self._vertices.get(key)
+        if vertex is None:
+            vertex = self._vertices[key] = entity_vertex(self._uid, key)
+        return vertex
+
     def committed(self) -> None:
         """Hands what is known now to the memory of the process."""
         memory = self._memory
@@ -321,7 +347,7 @@ class EntityChanges:
             (vertex, counted.after, 1 + (memory.cells(vertex) if counted.values is None else 0))
             for known in (self._entities, self._addresses)
             for vertex, counted in known.items()
-            if counted.there or counted.change != NOTHING or counted.links or known is self._addresses
+            if counted.there or counted.changed or counted.links or known is self._addresses
         )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from loremesh_agents.adapters.graph.versioned.engine import PassageRow
 from loremesh_agents.adapters.graph.versioned.terms import Features, term_hash
@@ -85,14 +86,24 @@ def passage_features(found: dict[int, KeptPassage], names: Mapping[str, str], te
     if size:
         joined = b"".join(row.vector for row, has in zip(rows, has_vector.tolist(), strict=True) if has)
         vectors[has_vector] = np.frombuffer(joined, dtype="<f4").reshape(-1, size // 4)
-    frequencies = np.zeros((len(rows), len(terms)), dtype=np.float32)
-    for place, row in enumerate(rows):
-        frequencies[place] = row.features.frequencies(wanted)
     return PassageFeatures(
         refs=tuple(PassageRef(ref) for ref in refs),
         passage_ids=tuple(f"{names[row.uid]}/{row.features.document_id}#{row.features.ordinal}" for row in rows),
         lengths=np.array([row.features.length for row in rows], dtype=np.float32),
-        term_frequencies=frequencies,
+        term_frequencies=_frequencies([row.features for row in rows], wanted),
         vectors=vectors,
         has_vector=has_vector,
     )
+
+
+def _frequencies(rows: Sequence[Features], wanted: NDArray[np.uint64]) -> NDArray[np.float32]:
+    """How often terms are in passages, by their hashes, shape (len(rows), len(wanted)): all passages together, for each of them is small."""
+    unique, columns = np.unique(wanted, return_inverse=True)
+    found = np.zeros((len(rows), len(unique)), dtype=np.float32)
+    if rows and len(unique):
+        hashes = np.concatenate([row.hashes for row in rows])
+        places = np.minimum(np.searchsorted(unique, hashes), len(unique) - 1)
+        hits = np.flatnonzero(unique[places] == hashes)
+        owners = np.repeat(np.arange(len(rows)), [len(row.hashes) for row in rows])
+        found[owners[hits], places[hits]] = np.concatenate([row.counts for row in rows])[hits]
+    return found[:, columns]

@@ -12,12 +12,14 @@ from loremesh_agents.adapters.graph.versioned.batch import Batch
 from loremesh_agents.adapters.graph.versioned.buckets import Buckets, Held, read_postings
 from loremesh_agents.adapters.graph.versioned.chain import Chain, Head
 from loremesh_agents.adapters.graph.versioned.concurrently import both
+from loremesh_agents.adapters.graph.versioned.contents import contents
 from loremesh_agents.adapters.graph.versioned.engine import Access, GraphEngine, PassageRow
 from loremesh_agents.adapters.graph.versioned.features import FeatureCache
 from loremesh_agents.adapters.graph.versioned.identifiers import decision_id, first_ref, refs_of
 from loremesh_agents.adapters.graph.versioned.log import ChangeLog, read_documents
 from loremesh_agents.adapters.graph.versioned.memory import WriterMemory
 from loremesh_agents.adapters.graph.versioned.schema import require_current
+from loremesh_agents.adapters.graph.versioned.sending import Sending
 from loremesh_agents.adapters.graph.versioned.snapshot import Reading, VersionedSnapshot
 from loremesh_agents.adapters.graph.versioned.states import (
     ClaimRecord,
@@ -121,7 +123,7 @@ class VersionedGraphStore:
         """
 
         async def work(writer: Writer, limit: Deadline) -> tuple[WriteResult, ...]:
-            return await writer.write(documents, embedding_model, limit)
+            return await writer.write(documents, preparing, embedding_model, limit)
 
         def find(head: Head) -> CollectionState:
             found = head.collections.get(collection)
@@ -135,7 +137,12 @@ class VersionedGraphStore:
 
         fresh = uuid.uuid4().hex
         passages = sum(len(write.passages) for write in documents)
-        return await self._write(find, work, passages, deadline)
+        preparing = asyncio.create_task(asyncio.to_thread(contents, documents))
+        try:
+            return await self._write(find, work, passages, deadline)
+        finally:
+            preparing.cancel()
+            await asyncio.gather(preparing, return_exceptions=True)
 
     async def delete_documents(
         self, collection: str, document_ids: Sequence[str], *, deadline: Deadline
@@ -153,7 +160,7 @@ class VersionedGraphStore:
         if collection not in (await self._now(deadline)).collections:
             return False
 
-        async def work(head: Head, batch: Batch, _: Deadline) -> tuple[Decision | None, bool]:
+        async def work(head: Head, batch: Batch, *_: object) -> tuple[Decision | None, bool]:
             state = head.collections.get(collection)
             if state is None:
                 return None, False
@@ -175,8 +182,7 @@ class VersionedGraphStore:
         if not ended and not any(entry.since <= horizon for entry in head.purging):
             return False
 
-        async def work(head: Head, batch: Batch, limit: Deadline) -> tuple[Decision | None, bool]:
-            del batch, limit
+        async def work(head: Head, *_: object) -> tuple[Decision | None, bool]:
             return _committed(head), True
 
         return await self._in_turn(lambda _: ("", 0), work, deadline, eager=True)
@@ -199,13 +205,14 @@ class VersionedGraphStore:
         writers: list[Writer] = []
 
         async def plan(
-            head: Head, batch: Batch, limit: Deadline
+            head: Head, batch: Batch, sending: Sending, limit: Deadline
         ) -> tuple[Decision | None, tuple[CollectionRevision, _Result]]:
             writer = Writer(
                 self._engine,
                 self._memory,
                 self._buckets,
                 batch,
+                sending,
                 head=head,
                 collection=find(head),
                 time=time.time(),
@@ -231,7 +238,7 @@ class VersionedGraphStore:
     async def _in_turn(
         self,
         describe: Callable[[Head], tuple[str, int]],
-        work: Callable[[Head, Batch, Deadline], Awaitable[tuple[Decision | None, _Result]]],
+        work: Callable[[Head, Batch, Sending, Deadline], Awaitable[tuple[Decision | None, _Result]]],
         deadline: Deadline,
         *,
         eager: bool = False,
@@ -263,7 +270,7 @@ class VersionedGraphStore:
     async def _turn(
         self,
         head: Head,
-        work: Callable[[Head, Batch, Deadline], Awaitable[tuple[Decision | None, _Result]]],
+        work: Callable[[Head, Batch, Sending, Deadline], Awaitable[tuple[Decision | None, _Result]]],
         deadline: Deadline,
         *,
         eager: bool,
@@ -271,10 +278,10 @@ class VersionedGraphStore:
         """Does a write whose turn it is, and decides on it."""
         version = head.version + 1
         batch = Batch(version, head.view, self._chain.horizon)
+        sending = Sending(self._engine, decision_id(version), deadline)
         answers: list[_Result] = []
-        failed = Outcome.VOID
         try:
-            decision, answer = await work(head, batch, deadline)
+            decision, answer = await work(head, batch, sending, deadline)
             answers.append(answer)
             if decision is None:
                 decision = head.aborted(time.time(), Outcome.VOID)
@@ -282,14 +289,13 @@ class VersionedGraphStore:
                 sweep = await plan_sweep(self._engine, self._chain, head, eager=eager, deadline=deadline)
                 decision = replace(decision, swept=sweep.swept, purging=(*sweep.purging, *decision.purging))
                 batch.dropped += sweep.dropped
-                failed = Outcome.ABORTED
-                await both(
-                    self._engine.apply(batch.changes, unless=decision_id(version), deadline=deadline),
-                    sweep.remove(self._engine, deadline),
-                )
+                sending.send(batch.taken())
+                await both(sending.finish(), sweep.remove(self._engine, deadline))
             settled = await self._chain.decide(version, decision, deadline)
         except BaseException as error:
+            failed = Outcome.ABORTED if sending.begun else Outcome.VOID
             abort = Deadline.after(self._timing.abort)
+            self._chain.later(sending.stop())
             giving_up = self._chain.later(self._chain.give_up(version, failed, abort))
             if isinstance(error, LoremeshError):
                 # It may have been decided though the engine could not say so.

@@ -83,13 +83,6 @@ class Features:
         counts = np.frombuffer(data, dtype="<u2", count=size, offset=8 + 8 * size).astype(np.uint16)
         return cls(document_id, ordinal, length, hashes, counts)
 
-    def frequencies(self, wanted: NDArray[np.uint64]) -> NDArray[np.uint16]:
-        """How often terms are in the passage, by their hashes, shape (len(wanted),)."""
-        if not len(self.hashes):
-            return np.zeros(len(wanted), dtype=np.uint16)
-        places = np.minimum(np.searchsorted(self.hashes, wanted), len(self.hashes) - 1)
-        return np.where(self.hashes[places] == wanted, self.counts[places], 0).astype(np.uint16)
-
 
 @dataclass(frozen=True, slots=True)
 class Frequencies:

@@ -1,9 +1,9 @@
 """What is counted of an entity or an address: cells whose numbers add up."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from loremesh_agents.adapters.graph.versioned.cells import View, parts
+from loremesh_agents.adapters.graph.versioned.cells import View, payloads
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +26,14 @@ class EntityTotals:
     def total(cls, payloads: Iterable[str]) -> "EntityTotals":
         """What cells add up to."""
         rows = [map(int, payload.split(",")) for payload in payloads]
-        return cls(*map(sum, zip(*rows, strict=True))) if rows else cls()
+        if len(rows) == 1:
+            return cls(*rows[0])
+        return cls(*map(sum, zip(*rows, strict=True))) if rows else NOTHING
 
     @classmethod
-    def seen(cls, values: Iterable[str], view: View) -> "EntityTotals":
+    def seen(cls, values: Sequence[str], view: View) -> "EntityTotals":
         """What a reader sees of these cells."""
-        return cls.total(part.payload for part in parts(values, view))
+        return cls.total(payloads(values, view))
 
     def plus(self, other: "EntityTotals") -> "EntityTotals":
         """The sum."""
@@ -65,6 +67,6 @@ class EntityTotals:
 NOTHING = EntityTotals()
 
 
-def links_seen(values: Iterable[str], view: View) -> int:
+def links_seen(values: Sequence[str], view: View) -> int:
     """How many passages a reader sees link to an address, of the cells of its count."""
-    return sum(int(part.payload) for part in parts(values, view))
+    return sum(map(int, payloads(values, view)))

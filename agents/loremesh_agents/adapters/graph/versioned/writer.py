@@ -1,7 +1,7 @@
 """One write: what it reads after its claim, and the changes that it makes of that."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from loremesh_agents.adapters.graph.filters import PhraseFilter, TitleFilter
@@ -10,6 +10,7 @@ from loremesh_agents.adapters.graph.versioned.buckets import BucketChanges, Buck
 from loremesh_agents.adapters.graph.versioned.cells import cell, newest, outdated
 from loremesh_agents.adapters.graph.versioned.chain import Head
 from loremesh_agents.adapters.graph.versioned.concurrently import both
+from loremesh_agents.adapters.graph.versioned.contents import PassageContent
 from loremesh_agents.adapters.graph.versioned.engine import Access, Cell, Edge, GraphEngine, Record, Setting, Vertex
 from loremesh_agents.adapters.graph.versioned.entities import EntityChanges
 from loremesh_agents.adapters.graph.versioned.identifiers import (
@@ -25,16 +26,18 @@ from loremesh_agents.adapters.graph.versioned.identifiers import (
     refs_of,
 )
 from loremesh_agents.adapters.graph.versioned.memory import Filters, WriterMemory
+from loremesh_agents.adapters.graph.versioned.sending import Sending
 from loremesh_agents.adapters.graph.versioned.states import ChangeRecord, CollectionState, DocumentState, packed
 from loremesh_agents.adapters.graph.versioned.terms import Features
-from loremesh_agents.adapters.graph.versioned.texts import Body, searched
 from loremesh_agents.domain.deadline import Deadline
-from loremesh_agents.domain.document import Document, DocumentWrite, Outcome, PassageWrite, WriteResult
+from loremesh_agents.domain.document import DocumentWrite, Outcome, PassageWrite, WriteResult
 from loremesh_agents.domain.errors import EmbeddingMismatch, InvalidRequest, WriteConflict
 from loremesh_agents.domain.graph_schema import EdgeLabel, VertexLabel
 
 _ENDED_AT_ONCE = 512
 _DOCUMENTS_AT_ONCE = 1000
+_SENT_IN_PARTS = 64
+"""Passages of a write from which on its parts are sent one by one."""
 _CHANGES_AT_ONCE = 64
 CHECKPOINT_INTERVAL = 512
 """Revisions from one that repeats which titles are new to the next: a process that begins to write reads these and the last few."""
@@ -52,6 +55,8 @@ class _Documents:
         after: New states, by document id; those of documents that are written or deleted among them.
         written: What is written, by document id, with the handle of its first passage.
         deleted: Ids of those that go.
+        places: Of those that are written, their places in the write,
+        contents: and what is stored of their passages.
     """
 
     before: dict[str, DocumentState]
@@ -59,6 +64,8 @@ class _Documents:
     after: dict[str, DocumentState] = field(default_factory=dict[str, DocumentState])
     written: dict[str, tuple[DocumentWrite, int]] = field(default_factory=dict[str, tuple[DocumentWrite, int]])
     deleted: list[str] = field(default_factory=list[str])
+    places: dict[str, int] = field(default_factory=dict[str, int])
+    contents: Mapping[str, Sequence[PassageContent]] = field(default_factory=dict[str, Sequence[PassageContent]])
 
     def current(self, document_id: str) -> DocumentState | None:
         """The state of a document at this place of the write."""
@@ -78,6 +85,7 @@ class Writer:
         memory: Of the process.
         buckets: That the process has read.
         batch: Takes the changes.
+        sending: Takes parts of the batch as soon as they are known.
         head: The state that the version follows.
         collection: The collection in that state, or as it is to be made.
         time: Of the write, in seconds since 1970.
@@ -89,6 +97,7 @@ class Writer:
         memory: WriterMemory,
         buckets: Buckets,
         batch: Batch,
+        sending: Sending,
         *,
         head: Head,
         collection: CollectionState,
@@ -102,6 +111,7 @@ class Writer:
         self._version = batch.version
         self._created = collection.name not in head.collections
         self._batch = batch
+        self._sending = sending
         self._next = first_ref(self._version)
         self._entities: EntityChanges | None = None
         self._filters: Filters | None = None
@@ -125,9 +135,19 @@ class Writer:
         return self.renewed or bool(self._batch.cells)
 
     async def write(
-        self, documents: Sequence[DocumentWrite], embedding_model: str, deadline: Deadline
+        self,
+        documents: Sequence[DocumentWrite],
+        contents: Awaitable[Sequence[Sequence[PassageContent]]],
+        embedding_model: str,
+        deadline: Deadline,
     ) -> tuple[WriteResult, ...]:
         """Writes documents, in order.
+
+        Args:
+            documents: What to write.
+            contents: What is stored of their passages, when it is there.
+            embedding_model: Of their vectors.
+            deadline: When to give up.
 
         Raises:
             EmbeddingMismatch: The collection has vectors of another model.
@@ -137,7 +157,10 @@ class Writer:
         if sum(len(write.passages) for write in documents) > MOST_PASSAGES:
             raise InvalidRequest.of("documents", f"one write takes at most {MOST_PASSAGES} passages")
         found = await self._read([write.document.document_id for write in documents], deadline)
-        results = tuple(self._judge(write, found, embedding_model) for write in documents)
+        results = tuple(self._judge(write, place, found, embedding_model) for place, write in enumerate(documents))
+        if found.written:
+            known = await contents
+            found.contents = {name: known[place] for name, place in found.places.items()}
         await self._settle(found, deadline)
         return results
 
@@ -190,7 +213,7 @@ class Writer:
                 found.values[vertex] = values
         return found
 
-    def _judge(self, write: DocumentWrite, found: _Documents, embedding_model: str) -> WriteResult:
+    def _judge(self, write: DocumentWrite, place: int, found: _Documents, embedding_model: str) -> WriteResult:
         """What becomes of a document."""
         document, version = write.document, write.document.source_version
         name = document.document_id
@@ -216,6 +239,7 @@ class Writer:
             write, revision=revision, time=self._time, first_ref=self._next, before=found.before.get(name)
         )
         found.written[name] = (write, self._next)
+        found.places[name] = place
         self._next += len(write.passages)
         outcome = Outcome.UPDATED if there else Outcome.CREATED
         return WriteResult(name, outcome, revision, len(write.passages), version)
@@ -228,6 +252,8 @@ class Writer:
 
     async def _settle(self, found: _Documents, deadline: Deadline) -> None:
         """Makes the changes of what was judged."""
+        self._store_passages(found)
+        self._send_so_far(found)
         for name, state in found.after.items():
             self._store_document(name, state, found)
         if found.written or found.deleted:
@@ -246,6 +272,8 @@ class Writer:
             properties = {"document_id": name, "uid": self._base.uid}
             sets = {"states": [cell(self._version, state.encoded())]}
             batch.vertices.append(Vertex(VertexLabel.DOCUMENT, vertex, properties, sets))
+        for ref in refs_of(state.first_ref, state.passages) if name in found.written else ():
+            batch.edges.append(Edge(EdgeLabel.HAS_PASSAGE, vertex, passage_vertex(ref)))
 
     async def _revise(self, found: _Documents, deadline: Deadline) -> None:
         uid, batch = self._base.uid, self._batch
@@ -255,27 +283,27 @@ class Writer:
         ended_states = found.ended()
         ended = [ref for state in ended_states for ref in refs_of(state.first_ref, state.passages)]
         removed = await self._end(ended, entities, deadline)
-        written: dict[int, tuple[Document, PassageWrite]] = {
-            ref: (write.document, passage)
-            for write, first in found.written.values()
-            for ref, passage in zip(refs_of(first, len(write.passages)), write.passages, strict=True)
-        }
-        added = await asyncio.to_thread(_features, written)
+        passages: dict[int, PassageWrite] = {}
+        added: dict[int, Features] = {}
+        for name, (write, first) in found.written.items():
+            refs = refs_of(first, len(write.passages))
+            passages.update(zip(refs, write.passages, strict=True))
+            added.update((ref, content.features) for ref, content in zip(refs, found.contents[name], strict=True))
         names = [
             (document_vertex(uid, name), address)
             for name in found.written
             for address in found.after[name].named
             if name not in found.before or address not in found.before[name].named
         ]
-        passages: dict[int, PassageWrite] = {ref: passage for ref, (_, passage) in written.items()}
         await entities.insert(passages, names, set(ended), deadline)
         new_entities = entities.settle()
+        self.removes = bool(ended)
+        self._record_change(found, ended_states, entities)
+        self._send_so_far(found)
         buckets = BucketChanges(uid, self._memory.buckets)
         since = self._memory.created_at(uid) or 0
         await buckets.compact(batch, self._engine, since=since, deadline=deadline)
-        await asyncio.to_thread(self._collect, buckets, found, written, added, removed)
-        self.removes = bool(ended)
-        self._record_change(found, ended_states, entities)
+        await asyncio.to_thread(buckets.collect, batch, added, removed)
         base = self._base
         new = [found.after[name] for name in found.written]
         self.collection = replace(
@@ -284,7 +312,7 @@ class Writer:
             update_time=self._time,
             documents=base.documents + len(new) - len(ended_states),
             restricted=base.restricted + sum(bool(s.readers) for s in new) - sum(bool(s.readers) for s in ended_states),
-            passages=base.passages + len(written) - len(ended),
+            passages=base.passages + len(passages) - len(ended),
             entities=base.entities + new_entities,
             terms=base.terms + sum(f.length for f in added.values()) - sum(f.length for f in removed.values()),
         )
@@ -305,39 +333,22 @@ class Writer:
             self._batch.add(VertexLabel.PASSAGE, passage_vertex(ref), "ends", "")
         return removed
 
-    def _collect(
-        self,
-        buckets: BucketChanges,
-        found: _Documents,
-        written: Mapping[int, tuple[Document, PassageWrite]],
-        added: Mapping[int, Features],
-        removed: Mapping[int, Features],
-    ) -> None:
-        """The part of the work that takes the processor: in a thread of its own."""
+    def _store_passages(self, found: _Documents) -> None:
         uid, batch = self._base.uid, self._batch
-        parts: dict[str, list[str]] = {}
-        for ref, (document, passage) in written.items():
-            words, further = searched(passage)
-            properties: dict[str, str | int | float | bytes] = {
-                "ref": ref,
-                "uid": uid,
-                "features": added[ref].encoded(),
-                "body": Body.of(document, passage).encoded(),
-                "words": words,
-                "further_words": further,
-            }
-            if passage.vector is not None:
-                properties["vector"] = passage.vector.astype("<f4").tobytes()
-            parts.setdefault(document.document_id, []).append(passage_vertex(ref))
+        for name, (write, first) in found.written.items():
+            document = write.document
             sets = {
                 "readers": readers_of(document.readers),
                 "metadata": [metadata_value(key, value) for key, value in sorted(document.metadata.items())],
             }
-            batch.vertices.append(Vertex(VertexLabel.PASSAGE, passage_vertex(ref), properties, sets))
-        for name in found.written:
-            source = document_vertex(uid, name)
-            batch.edges += [Edge(EdgeLabel.HAS_PASSAGE, source, target) for target in parts.get(name, ())]
-        buckets.collect(batch, added, removed)
+            for ref, content in zip(refs_of(first, len(write.passages)), found.contents[name], strict=True):
+                properties = {"ref": ref, "uid": uid, **content.properties}
+                batch.vertices.append(Vertex(VertexLabel.PASSAGE, passage_vertex(ref), properties, sets))
+
+    def _send_so_far(self, found: _Documents) -> None:
+        """Sends a part of a large write, while the rest is computed. A small one is faster in one request."""
+        if sum(len(write.passages) for write, _ in found.written.values()) >= _SENT_IN_PARTS:
+            self._sending.send(self._batch.taken())
 
     def _record_change(self, found: _Documents, ended: Sequence[DocumentState], entities: EntityChanges) -> None:
         change = ChangeRecord(
@@ -350,7 +361,7 @@ class Writer:
         )
         vertex = change_id(self._base.uid, self._base.revision + 1)
         sets = {"changes": [cell(self._version, change.encoded())]}
-        # First of all: where the write breaks off, it tells what there may be.
+        # Before what it names: where the write breaks off, it tells what there may be. Of passages the claim tells that.
         self._batch.vertices.insert(0, Vertex(VertexLabel.CHANGE, vertex, sets=sets))
 
     def _checkpoint(self, titled: Sequence[str]) -> str:
@@ -408,10 +419,6 @@ class Writer:
                 text = newest(record.sets.get("changes", ()), self._batch.view) if record is not None else None
                 if text is not None:
                     yield ChangeRecord.decoded(text)
-
-
-def _features(written: Mapping[int, tuple[Document, PassageWrite]]) -> dict[int, Features]:
-    return {ref: Features.of(document.document_id, passage) for ref, (document, passage) in written.items()}
 
 
 def removed_collection(version: int, uid: str) -> Cell:
