@@ -86,7 +86,10 @@ async def _by_text(question: str, snapshot: GraphSnapshot, text: TextIndex, dead
 async def _by_vector(
     vector: NDArray[np.float32], snapshot: GraphSnapshot, vectors: VectorIndex, deadline: Deadline
 ) -> Passages:
-    proposed = await vectors.search(vector, revisions=snapshot.revisions, limit=_CANDIDATES, deadline=deadline)
+    model = next(iter(snapshot.embedding_models.values()))
+    proposed = await vectors.search(
+        vector, model=model, revisions=snapshot.revisions, limit=_CANDIDATES, deadline=deadline
+    )
     features = await snapshot.features(proposed, (), deadline=deadline)
     scores = cosine(features, vector)
     assert scores is not None

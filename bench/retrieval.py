@@ -195,7 +195,9 @@ async def _encoding_speed(embedder: Embedder, texts: Sequence[str]) -> float:
 
 def _texts(documents: Sequence[Document]) -> list[str]:
     """What the knowledge agent encodes of documents."""
-    return [full_text(document, passage) for document in documents for passage in cut(document)]
+    return [
+        full_text(document.title, passage.headings, passage.text) for document in documents for passage in cut(document)
+    ]
 
 
 async def _ask(channel: grpc.aio.Channel, question: str, profile: Any, *, k: int = 0) -> Answer:

@@ -41,5 +41,8 @@ def vector_of(text: str) -> NDArray[np.float32]:
 def encoded(found: Document) -> DocumentWrite:
     """The document with vectors of its passages."""
     made = write(found)
-    passages = tuple(replace(each, vector=vector_of(full_text(found, each.passage))) for each in made.passages)
+    passages = tuple(
+        replace(each, vector=vector_of(full_text(found.title, each.passage.headings, each.passage.text)))
+        for each in made.passages
+    )
     return replace(made, passages=passages)

@@ -79,7 +79,11 @@ class Searched:
             collections, principal=ANONYMOUS, filter=EVERYTHING, consistency=LATEST, deadline=soon()
         ) as snapshot:
             refs = await self.index.search(
-                vector, revisions=snapshot.revisions, limit=limit, deadline=deadline or soon()
+                vector,
+                model=next(iter(filter(None, snapshot.embedding_models.values())), ""),
+                revisions=snapshot.revisions,
+                limit=limit,
+                deadline=deadline or soon(),
             )
             passages = await snapshot.fetch(refs, deadline=soon())
         return [passages[ref].document_id for ref in refs]
@@ -170,7 +174,7 @@ async def test_a_collection_made_anew_has_nothing_of_the_old_one(filled: Searche
     await filled.graph.delete_collection("c", deadline=soon())
     await filled.put({"new": at(45)})
     assert await filled.near(EAST) == ["new"]
-    await filled.index.search(EAST, revisions=(old,), limit=3, deadline=soon())
+    await filled.index.search(EAST, model="m", revisions=(old,), limit=3, deadline=soon())
     assert await filled.near(EAST) == ["new"]
 
 
@@ -178,7 +182,7 @@ async def test_a_collection_that_is_gone_does_not_end_the_search(filled: Searche
     gone = await filled.put({"other": at(10)}, collection="d")
     await filled.graph.delete_collection("d", deadline=soon())
     held = await filled.graph.revision("c", deadline=soon())
-    (nearest,) = await filled.index.search(NORTH, revisions=(gone, held), limit=1, deadline=soon())
+    (nearest,) = await filled.index.search(NORTH, model="m", revisions=(gone, held), limit=1, deadline=soon())
     async with filled.graph.snapshot(
         ["c"], principal=ANONYMOUS, filter=EVERYTHING, consistency=LATEST, deadline=soon()
     ) as snapshot:
@@ -256,7 +260,7 @@ class WatchedStore(MemoryGraphStore):
         self.waiting = asyncio.Event()
 
     async def vector_changes(
-        self, collection: str, *, after_revision: int, limit: int, deadline: Deadline
+        self, collection: str, *, model: str | None = None, after_revision: int, limit: int, deadline: Deadline
     ) -> VectorChanges:
         self.asked.append(after_revision)
         self.waiting.set()
@@ -266,7 +270,7 @@ class WatchedStore(MemoryGraphStore):
         except TimeoutError:
             raise BudgetExhausted("graph", "reading") from None
         return await super().vector_changes(
-            collection, after_revision=after_revision, limit=min(limit, 2), deadline=deadline
+            collection, model=model, after_revision=after_revision, limit=min(limit, 2), deadline=deadline
         )
 
 

@@ -90,6 +90,19 @@ async def test_a_deleted_collection_leaves_nothing_but_what_tells_the_versions(
     assert not graph.nodes["register"].sets["collections"]
 
 
+async def test_a_store_at_rest_is_swept_to_an_end(store: VersionedGraphStore, graph: Graph, clock: SetClock) -> None:
+    await put(store, document("a", "Ada", "Ada met Babbage."))
+    await put(store, document("a", "Ada", "Ada went to London."))
+    await swept(store, clock)
+    assert held(graph)["Passage"] == 1
+    version = (await store.head(deadline=soon())).version
+    for _ in range(5):
+        clock.time += TIMING.retention
+        assert not await store.sweep(deadline=soon())
+    # A removal is a version, and must not give the next one something to remove.
+    assert (await store.head(deadline=soon())).version == version
+
+
 async def test_what_was_replaced_is_removed_once_nobody_can_read_it(
     store: VersionedGraphStore, graph: Graph, clock: SetClock
 ) -> None:

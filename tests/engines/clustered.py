@@ -63,7 +63,7 @@ async def recall(
         [revision.collection], principal=ANONYMOUS, filter=EVERYTHING, consistency=LATEST, deadline=soon()
     ) as snapshot:
         for question in questions:
-            refs = await index.search(question, revisions=(revision,), limit=limit, deadline=soon())
+            refs = await index.search(question, model="m", revisions=(revision,), limit=limit, deadline=soon())
             assert len(refs) == limit
             passages = await snapshot.fetch(refs, deadline=soon())
             ids = {passage.document_id for passage in passages.values()}

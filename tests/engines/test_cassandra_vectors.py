@@ -46,7 +46,7 @@ async def index(graph: MemoryGraphStore, where: CassandraServers) -> AsyncIterat
 async def count(index: CassandraVectorIndex, revision: CollectionRevision, deadline: Deadline | None = None) -> int:
     """How many passages a search for any of them gives."""
     question = np.eye(8, dtype=np.float32)[0]
-    return len(await index.search(question, revisions=(revision,), limit=100, deadline=deadline or soon()))
+    return len(await index.search(question, model="m", revisions=(revision,), limit=100, deadline=deadline or soon()))
 
 
 async def tables(cassandra: Cassandra, where: CassandraServers) -> list[str]:
@@ -231,7 +231,7 @@ async def test_a_question_of_another_dimension_is_refused(graph: MemoryGraphStor
     revision = await Clustered(5, dimension=8).put(graph)
     await index.maintain("c", deadline=soon())
     with pytest.raises(BackendUnavailable):
-        await index.search(np.ones(9, dtype=np.float32), revisions=(revision,), limit=5, deadline=soon())
+        await index.search(np.ones(9, dtype=np.float32), model="m", revisions=(revision,), limit=5, deadline=soon())
 
 
 async def test_nearly_all_of_the_exact_nearest_are_proposed(

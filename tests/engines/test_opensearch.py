@@ -256,7 +256,7 @@ async def test_a_question_of_another_dimension_is_refused(
         revision = await Clustered(50, dimension=8).put(graph)
         await index.maintain("c", deadline=soon())
         with pytest.raises(BackendUnavailable):
-            await index.search(np.ones(9, dtype=np.float32), revisions=(revision,), limit=5, deadline=soon())
+            await index.search(np.ones(9, dtype=np.float32), model="m", revisions=(revision,), limit=5, deadline=soon())
     assert "9" in caplog.text
 
 

@@ -35,6 +35,20 @@ def notes(tmp_path: Path) -> Path:
     return folder
 
 
+def test_a_collection_that_cannot_be_embedded_anew_is_left_as_it_is(notes: Path, tmp_path: Path) -> None:
+    data = ("--data", str(tmp_path / "data"))
+    assert loremesh("ingest", str(notes), "-c", "notes", *data).returncode == 0
+    for action, code, sentence in (
+        ("--reembed", 1, "there is no encoder of any model"),
+        ("--rollback", 1, "notes has no vectors of before none to go back to"),
+        ("--finish", 0, ""),
+    ):
+        found = loremesh("collections", "notes", action, *data)
+        assert (found.returncode, sentence in found.stderr) == (code, True)
+    both = loremesh("collections", "notes", "--reembed", "--delete", *data)
+    assert (both.returncode, "goes with no other action" in both.stderr) == (2, True)
+
+
 def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys\nfrom loremesh_agents.cli.main import loremesh\n"
@@ -149,6 +163,9 @@ def test_the_embedded_graph_is_looked_after(notes: Path, tmp_path: Path) -> None
     assert loremesh("ingest", str(notes), "-c", "notes", *data).returncode == 0
     (collection,) = json.loads(loremesh("graph", "stats", "--json", *data).stdout)["collections"]
     assert (collection["name"], collection["documents"], collection["revision"] > 0) == ("notes", 2, True)
+    assert (collection["partitions"]["smallest"], collection["partitions"]["median"]) == (0, 0)
+    assert {"entity": "Jane Doe", "mentions": 2} in collection["hot"]
+    assert "  2 passages mention Jane Doe\n" in loremesh("graph", "stats", *data).stdout
 
 
 async def test_in_a_chat_the_model_may_search_again(notes: Path, tmp_path: Path) -> None:

@@ -153,6 +153,12 @@ async def another_encoder_was_configured_before(scene: Scene) -> Refusal:
         return await refused(answers(client.knowledge.Ingest, start(), blob("b", b"B text.")))
 
 
+async def there_is_no_encoder_to_embed_a_collection_with(scene: Scene) -> Refusal:
+    async with served(scene.folder) as client:
+        await client.ingest({"a": ("A", "A text.")})
+        return await refused(answers(client.knowledge.Reembed, knowledge_pb.ReembedRequest(collection="docs")))
+
+
 async def there_are_as_many_sets_of_readers_as_there_may_be(scene: Scene) -> Refusal:
     groups = [f"group-{number}" for number in range(MOST_READER_SETS + 1)]
     events = await ingest(
@@ -310,6 +316,10 @@ SITUATIONS = {
     "EMBEDDING_MISMATCH": Situation(
         another_encoder_was_configured_before,
         {"collection": "docs", "collectionModel": "older", "configuredModel": "none"},
+    ),
+    "REEMBEDDING_REFUSED": Situation(
+        there_is_no_encoder_to_embed_a_collection_with,
+        {"collection": "docs"},
     ),
     "UNSUPPORTED_BY_MODEL": Situation(
         calling("generator", "Generate", generation(tools=[{"name": "look"}])),

@@ -54,6 +54,7 @@ VALID: dict[type[Message], dict[str, Any]] = {
     generator_pb.Resume: {"model_fingerprint": "f"},
     knowledge_pb.DeleteDocumentsRequest: {"collection": "docs", "document_ids": ["d"]},
     knowledge_pb.GetDocumentRequest: {"collection": "docs", "document_id": "d"},
+    knowledge_pb.ReembedRequest: {"collection": "docs"},
     knowledge_pb.ReadChangesRequest: {"collection": "docs"},
     message_pb2.Message: USER,
     message_pb2.Tool: {"name": "look"},
@@ -191,6 +192,8 @@ BROKEN: dict[type[Message], dict[str, dict[str, Any]]] = {
     },
     knowledge_pb.DeleteCollectionRequest: {"collection": NAME},
     knowledge_pb.RebuildIndexesRequest: {"collection": NAME},
+    knowledge_pb.ReembedRequest: {"collection": NAME, "model": {"string.max_len": "m" * 257}},
+    knowledge_pb.FinishReembeddingRequest: {"collection": NAME},
     knowledge_pb.GetDocumentRequest: {
         "collection": NAME,
         "document_id": {"string.min_len": "", "string.max_bytes": "d" * 513},

@@ -108,7 +108,16 @@ def _knowledge(parts: Parts) -> BuiltAgent:
     parser = FileParser()
     parts.stack.push_async_callback(parser.close)
     indexes = {"text": stores.text, **({"vector": stores.vectors} if stores.vectors is not None else {})}
-    service = KnowledgeService(stores.graph, indexes, parser, stores.embedder, settings)
+    service = KnowledgeService(
+        stores.graph,
+        indexes,
+        parser,
+        stores.embedder,
+        settings,
+        previous_embedder=stores.previous_embedder,
+        sweep=stores.sweep,
+        vector_sets=stores.vector_sets,
+    )
     parts.stack.push_async_callback(service.close)
     service.start()
     descriptor = knowledge_service_pb2.DESCRIPTOR.services_by_name["KnowledgeService"]
@@ -127,7 +136,13 @@ def _retriever(parts: Parts) -> BuiltAgent:
     ranker = open_ranker(settings.ranker)
     relevance = ranker.relevance if ranker is not None else None
     service = RetrieverService(
-        stores.graph, stores.text, stores.vectors, stores.embedder, settings, relevance=relevance
+        stores.graph,
+        stores.text,
+        stores.vectors,
+        stores.embedder,
+        settings,
+        previous_embedder=stores.previous_embedder,
+        relevance=relevance,
     )
     descriptor = retriever_service_pb2.DESCRIPTOR.services_by_name["RetrieverService"]
     add = retriever_service_pb2_grpc.add_RetrieverServiceServicer_to_server

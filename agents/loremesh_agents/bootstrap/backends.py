@@ -19,6 +19,7 @@ from loremesh_agents.ports.engine_load import LoadGauge
 from loremesh_agents.ports.graph import GraphStore
 from loremesh_agents.ports.language_model import LanguageModel
 from loremesh_agents.ports.text import TextIndex
+from loremesh_agents.ports.vector_sets import VectorSets
 from loremesh_agents.ports.vectors import VectorIndex
 
 if TYPE_CHECKING:
@@ -159,19 +160,28 @@ def _versioned(engine: GraphEngine) -> tuple[GraphStore, TextIndex]:
     return store, PostingsTextIndex(store)
 
 
+_OF_TWO_MODELS = frozenset({"faiss", "memory", "none"})
+"""Vector indexes that follow a collection from one model to another; `none` has nothing to follow."""
+
+
+def vectors_url(stores: StoreSettings) -> str:
+    """The vector index that settings name, or the one that goes with their graph store."""
+    if stores.vectors:
+        return stores.vectors
+    if in_memory(stores):
+        return "memory://"
+    if urlsplit(stores.graph).scheme in _NEO4J:
+        return stores.graph
+    return f"faiss://{(stores.data / 'vectors').absolute()}"
+
+
 def open_vectors(stores: StoreSettings, graph: GraphStore) -> VectorIndex | None:
     """The vector index; None where there is to be none.
 
     Raises:
         ConfigurationError: The URL names nothing that this build has.
     """
-    url = stores.vectors
-    if not url and in_memory(stores):
-        url = "memory://"
-    elif not url and urlsplit(stores.graph).scheme in _NEO4J:
-        url = stores.graph
-    elif not url:
-        url = f"faiss://{(stores.data / 'vectors').absolute()}"
+    url = vectors_url(stores)
     match urlsplit(url).scheme or url:
         case "faiss":
             from loremesh_agents.adapters.vector.faiss import FaissVectorIndex
@@ -270,13 +280,42 @@ def _authorities(stores: StoreSettings) -> Path | None:
     return stores.ca
 
 
+def open_vector_sets(stores: StoreSettings, graph: GraphStore) -> VectorSets | None:
+    """Where a graph store keeps vectors of two models of a collection; None where it or the vector index holds those of one alone."""
+    from loremesh_agents.adapters.graph.sqlite import SqliteGraphStore
+    from loremesh_agents.adapters.graph.sqlite.vector_sets import SqliteVectorSets
+
+    url = vectors_url(stores)
+    if not isinstance(graph, SqliteGraphStore) or (urlsplit(url).scheme or url) not in _OF_TWO_MODELS:
+        return None
+    return SqliteVectorSets(graph.connections)
+
+
+def open_previous_embedder(stores: StoreSettings) -> Embedder | None:
+    """The encoder of collections that are not embedded anew yet; None where none is named.
+
+    Raises:
+        ConfigurationError: As `open_embedder`, or it is the same as that.
+    """
+    if not stores.previous_embedder:
+        return None
+    if stores.previous_embedder == stores.embedder:
+        raise ConfigurationError(
+            f"the setting stores.previous_embedder is {stores.previous_embedder!r}, as stores.embedder is: leave it out"
+        )
+    return _open_embedder("stores.previous_embedder", stores.previous_embedder, stores)
+
+
 def open_embedder(stores: StoreSettings) -> Embedder | None:
     """The encoder; None where there is none, which is logged with what would mend it.
 
     Raises:
         ConfigurationError: The URL names nothing that this build has, or the model that it names is damaged.
     """
-    url = stores.embedder
+    return _open_embedder("stores.embedder", stores.embedder, stores)
+
+
+def _open_embedder(setting: str, url: str, stores: StoreSettings) -> Embedder | None:
     match urlsplit(url).scheme or url:
         case "minilm":
             missing = [name for name in ("onnx", "onnxruntime", "tokenizers") if importlib.util.find_spec(name) is None]
@@ -299,7 +338,7 @@ def open_embedder(stores: StoreSettings) -> Embedder | None:
         case "none":
             return None
         case _:
-            raise _unknown("stores.embedder", url, "minilm://, minilm:///folder and none")
+            raise _unknown(setting, url, "minilm://, minilm:///folder and none")
 
 
 def engine_urls(stores: StoreSettings) -> list[str]:

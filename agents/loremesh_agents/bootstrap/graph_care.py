@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from loremesh_agents.bootstrap.graph_shape import GraphShape, graph_shape
 from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.document import Collection
 from loremesh_agents.ports.graph import GraphStore
@@ -56,6 +57,7 @@ class GraphReport:
 
     Attributes:
         collections: Their states, by name.
+        shapes: How each of them lies in its graph, in the same order.
         version: The newest version of the store; None where it has transactions instead.
         given_up: Versions that do not count.
         unswept: Versions of which something may be there that nobody needs any more.
@@ -63,20 +65,29 @@ class GraphReport:
     """
 
     collections: tuple[Collection, ...]
+    shapes: tuple[GraphShape, ...]
     version: int | None
     given_up: int
     unswept: int
     purging: int
 
 
-async def graph_report(graph: GraphStore, *, deadline: Deadline) -> GraphReport:
-    """What is in a store."""
+async def graph_report(graph: GraphStore, *, top: int, deadline: Deadline) -> GraphReport:
+    """What is in a store.
+
+    Args:
+        graph: The store.
+        top: Most hot entities to name of a collection.
+        deadline: When to give up.
+    """
     from loremesh_agents.adapters.graph.versioned import VersionedGraphStore
 
     found: list[Collection] = []
     while page := await graph.collections(after=found[-1].name if found else "", limit=_PAGE, deadline=deadline):
         found += page
+    shapes = tuple([await graph_shape(graph, entry.name, top=top, deadline=deadline) for entry in found])
     if not isinstance(graph, VersionedGraphStore):
-        return GraphReport(tuple(found), None, 0, 0, 0)
+        return GraphReport(tuple(found), shapes, None, 0, 0, 0)
     head = await graph.head(deadline=deadline)
-    return GraphReport(tuple(found), head.version, len(head.view.aborted), head.version - head.swept, len(head.purging))
+    unswept = head.version - head.swept
+    return GraphReport(tuple(found), shapes, head.version, len(head.view.aborted), unswept, len(head.purging))

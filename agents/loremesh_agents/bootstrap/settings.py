@@ -69,6 +69,8 @@ class StoreSettings(_Group):
     """PEM file of the authorities that the certificates of the stores' servers come from. Default: those of the machine."""
     embedder: str = "minilm://"
     """Encoder: `minilm://` (the installed package, else a download), `minilm:///folder`, or `none`."""
+    previous_embedder: str = ""
+    """Encoder of collections that `loremesh collections NAME --reembed` has not yet brought to `stores.embedder`, or that may go back: as there. Empty for none."""
     model: str = "extractive://"
     """Engine that writes answers: `extractive://`, `vllm+grpc://host:port`, `openai+http://host:port/v1` (or `openai+https://`), `trtllm+grpc://host:port`. Several that serve the same model, parted by commas, write as one."""
 

@@ -10,10 +10,12 @@ from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.errors import ConfigurationError
 from loremesh_agents.generator.admission import AdmissionMetrics, TokenAdmission
 from loremesh_agents.generator.settings import GeneratorSettings
+from loremesh_agents.knowledge.upkeep import Sweep
 from loremesh_agents.ports.embedding import Embedder
 from loremesh_agents.ports.graph import GraphStore
 from loremesh_agents.ports.language_model import LanguageModel
 from loremesh_agents.ports.text import TextIndex
+from loremesh_agents.ports.vector_sets import VectorSets
 from loremesh_agents.ports.vectors import VectorIndex
 from loremesh_agents.runtime.server import Dependency
 
@@ -78,9 +80,29 @@ class Stores:
         return embedder
 
     @cached_property
+    def previous_embedder(self) -> Embedder | None:
+        """The encoder of collections that are not embedded anew yet, if there is one."""
+        embedder = backends.open_previous_embedder(self._settings)
+        if embedder is not None:
+            self._stack.push_async_callback(embedder.close)
+        return embedder
+
+    @property
+    def sweep(self) -> Sweep | None:
+        """What removes what has ended in the graph store; None for one that does so by itself."""
+        from loremesh_agents.adapters.graph.versioned import VersionedGraphStore
+
+        return self.graph.sweep if isinstance(self.graph, VersionedGraphStore) else None
+
+    @property
+    def vector_sets(self) -> VectorSets | None:
+        """Where the graph store keeps vectors of two models; None where it cannot, or the vector index cannot."""
+        return backends.open_vector_sets(self._settings, self.graph)
+
+    @cached_property
     def vectors(self) -> VectorIndex | None:
         """The vector index; None without an encoder, for then there are no vectors to look for."""
-        if self.embedder is None:
+        if self.embedder is None and self.previous_embedder is None:
             return None
         vectors = backends.open_vectors(self._settings, self.graph)
         if vectors is not None:

@@ -13,6 +13,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 _COMMANDS = {
     "ask": "Ask a question; prints the answer as it is written, then its sources.",
+    "backup": "Copy the embedded stores while agents go on.",
     "chat": "Talk: each question is understood from those before it.",
     "collections": "List, show and delete collections.",
     "config": "Show the settings that are in force.",
@@ -20,6 +21,7 @@ _COMMANDS = {
     "graph": "Look after the graph store: its schema, and what is in it.",
     "health": "Ask the agents whether they are ready.",
     "ingest": "Read files or folders into a collection.",
+    "restore": "Put a backup where no store is yet.",
     "serve": "Serve one agent, several, or all.",
     "tune-engine": "Try settings of an engine out, and name the best.",
 }

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loremesh_agents.domain.errors import CollectionOptionsMismatch
+from loremesh_agents.domain.revision import CollectionRevision
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +122,7 @@ class PassageWrite:
         length: Search terms in title and text, with repeats.
         spans: Its words and names (`mentions.text_spans` of the text).
         vector: Unit vector of the embedding model, shape (dimension,), float32; None without an encoder.
+        further_vectors: The same of other models, by model, for a collection that is embedded with two.
     """
 
     passage: PassageText
@@ -128,6 +130,7 @@ class PassageWrite:
     length: int
     spans: "TextSpans"
     vector: NDArray[np.float32] | None = None
+    further_vectors: Mapping[str, NDArray[np.float32]] = field(default_factory=dict[str, NDArray[np.float32]])
 
     @property
     def further_terms(self) -> tuple[str, ...]:
@@ -251,6 +254,39 @@ ANY_OPTIONS = CollectionOptions()
 """Whatever the collection has."""
 
 
+class ReembeddingPhase(Enum):
+    """What becomes of vectors that do not count."""
+
+    MAKING = "making"
+    """They are being made; the collection switches to them when every passage has one."""
+    KEPT = "kept"
+    """The collection has switched away from them. Every passage has one."""
+    LAPSED = "lapsed"
+    """As KEPT, but somebody without the encoder has written: some passages lack one."""
+    DROPPING = "dropping"
+    """They are being removed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reembedding:
+    """Vectors of another model, beside those that count.
+
+    Attributes:
+        model: Name and version of the model.
+        phase: What becomes of them.
+        passage_count: Passages that have one.
+    """
+
+    model: str
+    phase: ReembeddingPhase
+    passage_count: int
+
+    @property
+    def written(self) -> bool:
+        """Whether a new passage gets such a vector as well."""
+        return self.phase is not ReembeddingPhase.DROPPING
+
+
 @dataclass(frozen=True, slots=True)
 class Collection:
     """A collection's state and counts.
@@ -266,6 +302,7 @@ class Collection:
         create_time: When it was created.
         update_time: When its newest revision was written.
         options: With which it was created, each of them given.
+        reembedding: Its vectors of another model; None without.
     """
 
     name: str
@@ -278,6 +315,32 @@ class Collection:
     create_time: datetime
     update_time: datetime
     options: CollectionOptions
+    reembedding: Reembedding | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionVectors:
+    """What vectors a collection has; cheaper than all of its counts.
+
+    Attributes:
+        reached: Its newest revision.
+        model: Of the vectors that count; empty where there are none.
+        passage_count: Its passages.
+        reembedding: Its vectors of another model; None without.
+    """
+
+    reached: CollectionRevision
+    model: str
+    passage_count: int
+    reembedding: Reembedding | None = None
+
+    @property
+    def whole(self) -> tuple[str, ...]:
+        """The models of which every passage has a vector: that which counts, and where it is as far the other one."""
+        other = self.reembedding
+        if other is None or other.phase in (ReembeddingPhase.LAPSED, ReembeddingPhase.DROPPING):
+            return (self.model,)
+        return (self.model, other.model) if other.passage_count == self.passage_count else (self.model,)
 
 
 class Outcome(Enum):

@@ -13,6 +13,7 @@
     │   ├── CollectionRecreated              COLLECTION_RECREATED
     │   ├── CollectionOptionsMismatch        COLLECTION_OPTIONS_MISMATCH
     │   ├── EmbeddingMismatch                EMBEDDING_MISMATCH
+    │   ├── ReembeddingRefused               REEMBEDDING_REFUSED
     │   ├── UnsupportedByModel               UNSUPPORTED_BY_MODEL
     │   ├── ModelChanged                     MODEL_CHANGED
     │   ├── StaleSourceVersion               STALE_SOURCE_VERSION
@@ -288,12 +289,24 @@ class EmbeddingMismatch(PreconditionFailed):
     def __init__(self, collection: str, collection_model: str, configured_model: str) -> None:
         super().__init__(
             f"Collection {collection!r} was embedded by {collection_model!r}, but {configured_model!r} is configured;"
-            " configure the first, or ingest into another collection.",
+            " configure the first, embed the collection anew with 'loremesh collections NAME --reembed', or ingest into another one.",
             metadata={
                 "collection": collection,
                 "collectionModel": collection_model,
                 "configuredModel": configured_model,
             },
+        )
+
+
+class ReembeddingRefused(PreconditionFailed):
+    """A collection cannot be embedded with another model, or not now."""
+
+    reason = "REEMBEDDING_REFUSED"
+
+    def __init__(self, collection: str, cause: str) -> None:
+        super().__init__(
+            f"Collection {collection!r} is not embedded with another model: {cause}.",
+            metadata={"collection": collection, "cause": cause},
         )
 
 

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from loremesh_agents.domain.document import Document, Link, PassageText, PassageWrite, Section
@@ -118,9 +118,9 @@ def _split(text: str, start: int, end: int, border: re.Pattern[str]) -> Iterator
         yield _Piece(at, end)
 
 
-def full_text(document: Document, passage: PassageText) -> str:
-    """What is embedded and searched of a passage: its titles, then its text."""
-    return ". ".join(filter(None, [document.title, *passage.headings, passage.text]))
+def full_text(title: str, headings: Sequence[str], text: str) -> str:
+    """What is embedded of a passage: its titles, that of its document first, then its text."""
+    return ". ".join(filter(None, [title, *headings, text]))
 
 
 def analyse(document: Document, passage: PassageText) -> PassageWrite:

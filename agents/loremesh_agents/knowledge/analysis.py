@@ -65,7 +65,7 @@ def analysed(documents: Mapping[int, Document]) -> Analysed:
     for place, document in documents.items():
         passages = cut(document)
         found[place] = tuple(analyse(document, passage) for passage in passages)
-        texts += [full_text(document, passage) for passage in passages]
+        texts += [full_text(document.title, passage.headings, passage.text) for passage in passages]
     return found, texts
 
 

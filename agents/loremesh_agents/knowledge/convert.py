@@ -12,6 +12,8 @@ from loremesh_agents.domain.document import (
     DocumentSummary,
     Link,
     Outcome,
+    Reembedding,
+    ReembeddingPhase,
     Section,
 )
 from loremesh_agents.domain.errors import FieldViolation, InvalidRequest
@@ -25,6 +27,12 @@ _OUTCOMES = {
     Outcome.CREATED: pb.DOCUMENT_OUTCOME_CREATED,
     Outcome.UPDATED: pb.DOCUMENT_OUTCOME_UPDATED,
     Outcome.UNCHANGED: pb.DOCUMENT_OUTCOME_UNCHANGED,
+}
+_PHASES = {
+    ReembeddingPhase.MAKING: collection_pb2.REEMBEDDING_PHASE_MAKING,
+    ReembeddingPhase.KEPT: collection_pb2.REEMBEDDING_PHASE_KEPT,
+    ReembeddingPhase.LAPSED: collection_pb2.REEMBEDDING_PHASE_LAPSED,
+    ReembeddingPhase.DROPPING: collection_pb2.REEMBEDDING_PHASE_DROPPING,
 }
 _JSON_LINES = ("application/x-ndjson", "application/jsonl")
 
@@ -143,6 +151,13 @@ def collection_to_proto(collection: Collection) -> collection_pb2.Collection:
         create_time=wire.timestamp_to_proto(collection.create_time),
         update_time=wire.timestamp_to_proto(collection.update_time),
         options=collection_pb2.CollectionOptions(reader_statistics=collection.options.reader_statistics),
+        reembedding=None if collection.reembedding is None else _reembedding_to_proto(collection.reembedding),
+    )
+
+
+def _reembedding_to_proto(reembedding: Reembedding) -> collection_pb2.Reembedding:
+    return collection_pb2.Reembedding(
+        model=reembedding.model, phase=_PHASES[reembedding.phase], passage_count=reembedding.passage_count
     )
 
 

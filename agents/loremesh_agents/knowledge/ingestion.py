@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import json
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -20,11 +20,14 @@ from loremesh_agents.domain.document import (
     Document,
     DocumentWrite,
     Outcome,
+    PassageWrite,
     WriteResult,
 )
 from loremesh_agents.domain.errors import (
+    CollectionNotFound,
     DocumentTooLarge,
     DocumentUnreadable,
+    EmbeddingMismatch,
     InvalidRequest,
     LoremeshError,
     ReaderSetsExhausted,
@@ -32,8 +35,8 @@ from loremesh_agents.domain.errors import (
 )
 from loremesh_agents.domain.revision import CollectionRevision
 from loremesh_agents.knowledge.analysis import Analysis
+from loremesh_agents.knowledge.encoders import Encoders
 from loremesh_agents.knowledge.settings import KnowledgeSettings
-from loremesh_agents.ports.embedding import Embedder
 from loremesh_agents.ports.graph import GraphStore
 from loremesh_agents.ports.parsing import DocumentParser, Unparsed, Upload
 
@@ -99,7 +102,7 @@ class Ingestion:
         collection: Name of the collection.
         graph: Takes the documents.
         parser: Parses files.
-        embedder: Encodes passages; None for none.
+        encoders: Encode passages.
         analysis: Makes passages of documents.
         settings: Limits.
         options: With which the collection is created, or must have been.
@@ -111,7 +114,7 @@ class Ingestion:
         *,
         graph: GraphStore,
         parser: DocumentParser,
-        embedder: Embedder | None,
+        encoders: Encoders,
         analysis: Analysis,
         settings: KnowledgeSettings,
         options: CollectionOptions,
@@ -120,7 +123,7 @@ class Ingestion:
         self._options = options
         self._graph = graph
         self._parser = parser
-        self._embedder = embedder
+        self._encoders = encoders
         self._analysis = analysis
         self._settings = settings
         self._parsed: asyncio.Queue[_Parsed | None] = asyncio.Queue(_PARSED_AHEAD)
@@ -140,7 +143,7 @@ class Ingestion:
         """
         if self._options != ANY_OPTIONS:
             # Without documents, so that a caller hears of a mistake before it has sent and the encoder has worked.
-            await self._write([])
+            await self._write([], self._encoders.model)
         work = (self._parse(submissions), self._analyse(), self._encode(), self._commit())
         stages = [asyncio.create_task(stage) for stage in work]
         finished = failed = passages = 0
@@ -221,10 +224,7 @@ class Ingestion:
 
     async def _encode(self) -> None:
         while (batch := await self._analysed.get()) is not None:
-            if self._embedder is not None and batch.texts:
-                deadline = Deadline.after(self._settings.embed_budget)
-                batch = batch.encoded(await self._embedder.embed(batch.texts, deadline=deadline))
-            await self._encoded.put(batch)
+            await self._encoded.put(await self._encoded_batch(batch, await self._wanted_models()))
         await self._encoded.put(None)
 
     async def _commit(self) -> None:
@@ -284,11 +284,40 @@ class Ingestion:
         }
         return _Batch(parsed, writes, ids, texts)
 
+    async def _encoded_batch(self, batch: "_Batch", models: Sequence[str]) -> "_Batch":
+        """A batch with the vectors of models, of which the first one counts."""
+        vectors: dict[str, NDArray[np.float32]] = {}
+        for model in models if batch.texts else ():
+            encoder = self._encoders.of(model)
+            if encoder is not None:
+                deadline = Deadline.after(self._settings.embed_budget)
+                vectors[model] = await encoder.embed(batch.texts, deadline=deadline)
+        return batch.encoded(models, vectors)
+
+    async def _wanted_models(self) -> tuple[str, ...]:
+        """The models of which a passage gets a vector: first that which counts, empty for none."""
+        deadline = Deadline.after(self._settings.write_budget)
+        try:
+            return self._encoders.wanted(await self._graph.vectors(self._collection, deadline=deadline))
+        except CollectionNotFound:
+            return self._encoders.wanted(None)
+
+    async def _write_encoded(self, batch: "_Batch") -> tuple[CollectionRevision, tuple[WriteResult, ...]]:
+        """Writes a batch; where the collection has switched to another model since it was encoded, encodes it once more."""
+        try:
+            return await self._write(list(batch.writes.values()), batch.models[0])
+        except EmbeddingMismatch:
+            models = await self._wanted_models()
+            if set(models) <= set(batch.models):
+                raise
+        again = await self._encoded_batch(batch, models)
+        return await self._write(list(again.writes.values()), models[0])
+
     async def _store(self, batch: "_Batch") -> list[Result]:
         stored: dict[int, WriteResult] = {}
         revision = None
         if batch.writes:
-            revision, results = await self._write(list(batch.writes.values()))
+            revision, results = await self._write_encoded(batch)
             self._revision = revision
             stored = dict(zip(batch.writes, results, strict=True))
         self._uncommitted -= batch.document_ids
@@ -297,11 +326,13 @@ class Ingestion:
             for place, (position, document) in enumerate(batch.parsed)
         ]
 
-    async def _write(self, documents: Sequence[DocumentWrite]) -> tuple[CollectionRevision, tuple[WriteResult, ...]]:
+    async def _write(
+        self, documents: Sequence[DocumentWrite], model: str
+    ) -> tuple[CollectionRevision, tuple[WriteResult, ...]]:
         return await self._graph.write(
             self._collection,
             documents,
-            embedding_model=self._embedder.model if self._embedder is not None else "",
+            embedding_model=model,
             options=self._options,
             deadline=Deadline.after(self._settings.write_budget),
         )
@@ -337,21 +368,29 @@ class _Batch:
         writes: What is written, by the place in `parsed`.
         document_ids: How often each document comes.
         texts: What to encode of the passages of the writes, in their order.
+        models: With which they are encoded: first that which counted then, empty for none.
     """
 
     parsed: Sequence[_Parsed]
     writes: dict[int, DocumentWrite]
     document_ids: Counter[str]
     texts: Sequence[str]
+    models: Sequence[str] = ("",)
 
-    def encoded(self, vectors: NDArray[np.float32]) -> "_Batch":
-        """The batch with vectors, shape (texts, dimension)."""
-        each = iter(vectors)
+    def encoded(self, models: Sequence[str], vectors: Mapping[str, NDArray[np.float32]]) -> "_Batch":
+        """The batch with vectors of models, each of shape (texts, dimension)."""
+        each = {model: iter(found) for model, found in vectors.items()}
+        counting = each.pop(models[0], None)
+
+        def with_vectors(passage: PassageWrite) -> PassageWrite:
+            vector = next(counting) if counting is not None else None
+            return replace(passage, vector=vector, further_vectors={model: next(rest) for model, rest in each.items()})
+
         writes = {
-            place: replace(write, passages=tuple([replace(passage, vector=next(each)) for passage in write.passages]))
+            place: replace(write, passages=tuple([with_vectors(passage) for passage in write.passages]))
             for place, write in self.writes.items()
         }
-        return replace(self, writes=writes, texts=())
+        return replace(self, writes=writes, models=models)
 
 
 class _OpenFile:

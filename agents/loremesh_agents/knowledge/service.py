@@ -11,13 +11,16 @@ from loremesh_agents.domain.errors import CollectionRecreated
 from loremesh_agents.domain.principal import Principal
 from loremesh_agents.domain.revision import CollectionRevision
 from loremesh_agents.knowledge.analysis import Analysis
+from loremesh_agents.knowledge.encoders import Encoders
 from loremesh_agents.knowledge.ingestion import Ingestion, Progress, Result, Submission
+from loremesh_agents.knowledge.reembedding import Reembedding
 from loremesh_agents.knowledge.settings import KnowledgeSettings
-from loremesh_agents.knowledge.upkeep import Upkeep
+from loremesh_agents.knowledge.upkeep import Sweep, Upkeep
 from loremesh_agents.ports.derived import DerivedIndex
 from loremesh_agents.ports.embedding import Embedder
 from loremesh_agents.ports.graph import GraphStore
 from loremesh_agents.ports.parsing import DocumentParser
+from loremesh_agents.ports.vector_sets import VectorSets
 
 _log = logging.getLogger(__name__)
 _WRITE_SHARE = 0.9
@@ -31,8 +34,11 @@ class KnowledgeService:
         graph: The truth.
         indexes: The derived indexes to keep up, by the names that logs give them.
         parser: Parses files.
-        embedder: Encodes passages; None for none.
+        embedder: Encodes passages of new collections; None for none.
         settings: Limits.
+        previous_embedder: Encodes passages of collections that are not embedded anew yet; None for none.
+        sweep: Removes what has ended in a store that does not do so by itself; None for any other.
+        vector_sets: Where the store keeps vectors of two models of a collection; None where it or the vector index cannot.
     """
 
     def __init__(
@@ -42,14 +48,26 @@ class KnowledgeService:
         parser: DocumentParser,
         embedder: Embedder | None,
         settings: KnowledgeSettings,
+        *,
+        previous_embedder: Embedder | None = None,
+        sweep: Sweep | None = None,
+        vector_sets: VectorSets | None = None,
     ) -> None:
         self._graph = graph
         self._indexes = indexes
         self._parser = parser
-        self._embedder = embedder
+        self._encoders = Encoders(embedder, previous_embedder)
         self._settings = settings
         self._analysis = Analysis()
-        self._upkeep = Upkeep(indexes)
+        self._upkeep = Upkeep(indexes, sweep)
+        self._reembedding = Reembedding(
+            graph,
+            vector_sets,
+            indexes.get("vector"),
+            self._encoders,
+            switched=self._upkeep.written,
+            settings=settings,
+        )
 
     @property
     def settings(self) -> KnowledgeSettings:
@@ -57,8 +75,9 @@ class KnowledgeService:
         return self._settings
 
     def start(self) -> None:
-        """Begins to bring the derived indexes up to date, in the background."""
+        """Begins in the background to bring the derived indexes up to date, and to go on with what embeds collections anew."""
         self._upkeep.start()
+        self._reembedding.start()
 
     async def ingest(
         self, collection: str, submissions: AsyncIterator[Submission], *, options: CollectionOptions = ANY_OPTIONS
@@ -68,7 +87,7 @@ class KnowledgeService:
             collection,
             graph=self._graph,
             parser=self._parser,
-            embedder=self._embedder,
+            encoders=self._encoders,
             analysis=self._analysis,
             settings=self._settings,
             options=options,
@@ -109,6 +128,14 @@ class KnowledgeService:
         # Where an index of another format was made anew, the other collections have to come back as well.
         self._upkeep.start()
         return min([current, *reached], key=lambda state: state.revision)
+
+    async def reembed(self, collection: str, model: str, *, deadline: Deadline) -> Collection:
+        """Begins to embed a collection with another model; see `Reembedding.begin`."""
+        return await self._reembedding.begin(collection, model, deadline=self._to_write(deadline))
+
+    async def finish_reembedding(self, collection: str, *, deadline: Deadline) -> Collection:
+        """Begins to remove a collection's vectors that do not count; gives it as it is then."""
+        return await self._reembedding.finish(collection, deadline=self._to_write(deadline))
 
     async def document(
         self,
@@ -187,5 +214,6 @@ class KnowledgeService:
 
     async def close(self) -> None:
         """Ends what runs in the background."""
+        await self._reembedding.close()
         await self._upkeep.close()
         self._analysis.close()

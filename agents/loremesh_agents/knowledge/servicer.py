@@ -69,6 +69,22 @@ class KnowledgeServicer(pb_grpc.KnowledgeServiceServicer):
         revision = await self._service.rebuild(request.collection, deadline=self._deadline())
         return pb.RebuildIndexesResponse(revision=wire.revision_to_proto(revision))
 
+    async def Reembed(
+        self,
+        request: pb.ReembedRequest,
+        context: grpc.aio.ServicerContext[pb.ReembedRequest, pb.ReembedResponse],
+    ) -> pb.ReembedResponse:
+        found = await self._service.reembed(request.collection, request.model, deadline=self._deadline())
+        return pb.ReembedResponse(collection=convert.collection_to_proto(found))
+
+    async def FinishReembedding(
+        self,
+        request: pb.FinishReembeddingRequest,
+        context: grpc.aio.ServicerContext[pb.FinishReembeddingRequest, pb.FinishReembeddingResponse],
+    ) -> pb.FinishReembeddingResponse:
+        found = await self._service.finish_reembedding(request.collection, deadline=self._deadline())
+        return pb.FinishReembeddingResponse(collection=convert.collection_to_proto(found))
+
     async def GetDocument(
         self,
         request: pb.GetDocumentRequest,

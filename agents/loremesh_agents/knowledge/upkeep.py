@@ -1,8 +1,9 @@
-"""Keeps derived indexes up with the graph, in the background."""
+"""Keeps derived indexes up with the graph, and the graph store itself tidy, in the background."""
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
+from typing import Protocol
 
 from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.errors import LoremeshError, NotFound
@@ -11,8 +12,22 @@ from loremesh_agents.ports.derived import DerivedIndex
 _log = logging.getLogger(__name__)
 _SECONDS = 600.0
 """Time that one round may take."""
+_SWEEP_SECONDS = 60.0
+"""Time that one removal may take."""
+_REST = 60.0
+"""Time between two looks for what can be removed."""
+_BETWEEN = 0.1
+"""Time between two removals, so that writes come first."""
 _FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 15.0
+
+
+class Sweep(Protocol):
+    """Removes a bounded part of what no reader of a store needs any more; gives whether there may be more."""
+
+    def __call__(self, *, deadline: Deadline) -> Awaitable[bool]:
+        """Raises a `LoremeshError` where it cannot."""
+        ...
 
 
 class Upkeep:
@@ -20,17 +35,22 @@ class Upkeep:
 
     Args:
         indexes: By the names that logs give them.
+        sweep: Of a store that does not remove by itself what has ended; its writes may do so besides.
     """
 
-    def __init__(self, indexes: Mapping[str, DerivedIndex]) -> None:
+    def __init__(self, indexes: Mapping[str, DerivedIndex], sweep: Sweep | None = None) -> None:
         self._indexes = indexes
+        self._sweep = sweep
+        self._sweeping: asyncio.Task[None] | None = None
         self._tasks: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._wanted: set[tuple[str, str]] = set()
 
     def start(self) -> None:
-        """Does what an earlier process has left undone."""
+        """Does what an earlier process has left undone, and begins to look for what can be removed."""
         for name in self._indexes:
             self._want(name, "")
+        if self._sweep is not None and self._sweeping is None:
+            self._sweeping = asyncio.create_task(self._keep_sweeping(self._sweep))
 
     def written(self, collection: str) -> None:
         """Is to be called after each write to a collection."""
@@ -66,6 +86,17 @@ class Upkeep:
             else:
                 pause = _FIRST_PAUSE
 
+    async def _keep_sweeping(self, sweep: Sweep) -> None:
+        """Also where nobody writes: what has ended goes, within some minutes."""
+        while True:
+            pause = _REST
+            try:
+                if await sweep(deadline=Deadline.after(_SWEEP_SECONDS)):
+                    pause = _BETWEEN
+            except LoremeshError as error:
+                _log.warning("what has ended in the graph store is not removed yet, and is tried again: %s", error)
+            await asyncio.sleep(pause)
+
     async def _once(self, name: str, collection: str) -> None:
         deadline = Deadline.after(_SECONDS)
         if collection:
@@ -76,7 +107,7 @@ class Upkeep:
     async def close(self) -> None:
         """Ends what runs; the next start goes on with it."""
         self._wanted.clear()
-        tasks = list(self._tasks.values())
+        tasks = [*self._tasks.values(), *([self._sweeping] if self._sweeping is not None else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -15,6 +15,7 @@ from loremesh_agents.domain.document import (
     Change,
     Collection,
     CollectionOptions,
+    CollectionVectors,
     DocumentSummary,
     DocumentWrite,
     Passage,
@@ -190,7 +191,8 @@ class GraphStore(Protocol):
         Args:
             collection: Name of the collection.
             documents: Documents; an id that comes twice counts as two writes in order.
-            embedding_model: Model of the vectors; empty where passages have none.
+            embedding_model: Model of the passages' `vector`; empty where they have none. `further_vectors` are taken as far as the collection has use
+                for them.
             options: What a new collection gets, and one that is there must have.
             deadline: When to give up; nothing is written then.
 
@@ -199,7 +201,7 @@ class GraphStore(Protocol):
 
         Raises:
             CollectionOptionsMismatch: The collection was created with other options.
-            EmbeddingMismatch: The collection has vectors of another model, or none while these have some.
+            EmbeddingMismatch: The collection has vectors of another model that are not given, or none while these have some.
         """
         ...
 
@@ -219,6 +221,10 @@ class GraphStore(Protocol):
 
     async def collection(self, name: str, *, deadline: Deadline) -> Collection:
         """A collection's state and counts."""
+        ...
+
+    async def vectors(self, collection: str, *, deadline: Deadline) -> CollectionVectors:
+        """What vectors a collection has; asked with every batch that is written."""
         ...
 
     async def revision(self, collection: str, *, deadline: Deadline) -> CollectionRevision:
@@ -262,9 +268,20 @@ class GraphStore(Protocol):
         ...
 
     async def vector_changes(
-        self, collection: str, *, after_revision: int, limit: int, deadline: Deadline
+        self, collection: str, *, model: str | None = None, after_revision: int, limit: int, deadline: Deadline
     ) -> VectorChanges:
-        """What a vector index that is at a revision must apply next; in whole revisions, about `limit` passages."""
+        """What a vector index that is at a revision must apply next; in whole revisions, about `limit` passages.
+
+        Args:
+            collection: Name of the collection.
+            model: Of which vectors; None for those that count now.
+            after_revision: Where the index is.
+            limit: Passages.
+            deadline: When the answer is of no more use.
+
+        Raises:
+            BackendUnavailable: The collection has no vectors of the model, or not of every passage.
+        """
         ...
 
     async def text_changes(

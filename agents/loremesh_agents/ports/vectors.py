@@ -15,11 +15,17 @@ class VectorIndex(DerivedIndex, Protocol):
     """Derived from the graph store. What it proposes is scored again from stored vectors, so it may be approximate."""
 
     async def search(
-        self, vector: NDArray[np.float32], *, revisions: tuple[CollectionRevision, ...], limit: int, deadline: Deadline
+        self,
+        vector: NDArray[np.float32],
+        *,
+        model: str,
+        revisions: tuple[CollectionRevision, ...],
+        limit: int,
+        deadline: Deadline,
     ) -> tuple[PassageRef, ...]:
-        """Passages near a unit vector of shape (dimension,), the nearest first.
+        """Passages near a unit vector of shape (dimension,) of a model, the nearest first.
 
-        An index that is behind the given states catches up first, or waits until it is kept up; of a collection that is gone it proposes
+        Compared are vectors of that model, which is the one that counted in the given states, though the collection may have switched since. An index that is behind the given states catches up first, or waits until it is kept up; of a collection that is gone it proposes
         nothing. Passages that were deleted since may be among the results; the graph store drops them.
 
         Raises:

@@ -54,6 +54,7 @@ class RetrieverService:
         vectors: Proposes passages by vectors; None without an encoder.
         embedder: Encodes questions; None for retrieval by text and graph alone.
         settings: Limits and shares.
+        previous_embedder: Encodes questions for collections that are not embedded anew yet; None for none.
         relevance: A ranker's opinion of candidates by their signals (`Ranking.signals`), asked for but for the profile FAST; None without one.
     """
 
@@ -65,13 +66,16 @@ class RetrieverService:
         embedder: Embedder | None,
         settings: RetrieverSettings,
         *,
+        previous_embedder: Embedder | None = None,
         relevance: Relevance | None = None,
     ) -> None:
         self._relevance = relevance
         self._graph = graph
         self._text = text
         self._vectors = vectors
-        self._embedder = embedder
+        self._encoders: Mapping[str, Embedder] = {
+            found.model: found for found in (embedder, previous_embedder) if found is not None
+        }
         self._settings = settings
 
     @property
@@ -125,23 +129,19 @@ class RetrieverService:
         if self._relevance is not None:
             ranking.weigh(self._relevance(ranking.signals(_RANKED)))
 
-    async def encode(self, questions: Sequence[str], deadline: Deadline) -> NDArray[np.float32]:
-        """The vectors of questions, shape (questions, dimension).
-
-        Raises:
-            BackendUnavailable: There is no encoder.
-        """
-        if self._embedder is None:
-            raise BackendUnavailable("encoder")
-        return await self._embedder.embed(questions, deadline=deadline)
+    async def encode(self, model: str, questions: Sequence[str], deadline: Deadline) -> NDArray[np.float32]:
+        """The vectors of questions, by one of `models`; shape (questions, dimension)."""
+        return await self._encoders[model].embed(questions, deadline=deadline)
 
     async def near(
-        self, vector: NDArray[np.float32], snapshot: GraphSnapshot, deadline: Deadline, limit: int
+        self, model: str, vector: NDArray[np.float32], snapshot: GraphSnapshot, deadline: Deadline, limit: int
     ) -> tuple[PassageRef, ...]:
-        """Passages near a vector, hidden ones among them."""
-        if self._vectors is None:
+        """Passages near a vector of a model, hidden ones among them."""
+        models = snapshot.embedding_models
+        revisions = tuple(state for state in snapshot.revisions if models.get(state.collection) == model)
+        if self._vectors is None or not revisions:
             return ()
-        return await self._vectors.search(vector, revisions=snapshot.revisions, limit=limit, deadline=deadline)
+        return await self._vectors.search(vector, model=model, revisions=revisions, limit=limit, deadline=deadline)
 
     async def matching(
         self, frequencies: Mapping[str, int], snapshot: GraphSnapshot, deadline: Deadline, limit: int
@@ -150,14 +150,9 @@ class RetrieverService:
         return await self._text.search(frequencies, revisions=snapshot.revisions, limit=limit, deadline=deadline)
 
     @property
-    def embedding_model(self) -> str:
-        """The encoder's model; empty without one."""
-        return self._embedder.model if self._embedder is not None else ""
-
-    @property
-    def encodes(self) -> bool:
-        """Whether there are vectors."""
-        return self._embedder is not None and self._vectors is not None
+    def models(self) -> Sequence[str]:
+        """The models that questions can be encoded with, that of new collections first; empty where there are no vectors."""
+        return tuple(self._encoders) if self._vectors is not None else ()
 
 
 class _Search:
@@ -172,6 +167,7 @@ class _Search:
         self._degradations: list[Degradation] = []
         self._began = time.monotonic()
         self._timings: dict[str, float] = {}
+        self._model = ""
         if not self._terms:
             raise InvalidRequest.of("question", "it must hold at least one word or number")
         if len(request.question) > limit:
@@ -250,7 +246,7 @@ class _Search:
 
     async def _encode(self, questions: Sequence[str], deadline: Deadline) -> NDArray[np.float32]:
         began = time.monotonic()
-        vectors = await self._service.encode(questions, deadline)
+        vectors = await self._service.encode(self._model, questions, deadline)
         self._timings["encode"] = self._timings.get("encode", 0.0) + time.monotonic() - began
         return vectors
 
@@ -285,26 +281,37 @@ class _Search:
         ranking.begin()
         return ranking
 
+    def _choose_model(self, models: Mapping[str, str]) -> str:
+        """Settles the model of the question's vectors, that of the collections; gives why there is none, empty where there is."""
+        known = self._service.models
+        if not known:
+            return "There is no encoder: text and graph alone."
+        wanted = {model: collection for collection, model in models.items() if model}
+        self._model = next(iter(wanted), known[0])
+        if len(wanted) > 1:
+            held = ", ".join(f"{collection} has vectors of {model}" for model, collection in sorted(wanted.items()))
+            return f"The models of the collections differ: {held}."
+        if self._model not in known:
+            found = f"Collection {wanted[self._model]} has vectors of {self._model}"
+            return f"{found}, the encoder is {' or '.join(known)}."
+        return ""
+
     async def _encoded(
         self, snapshot: GraphSnapshot, deadline: Deadline
     ) -> tuple[NDArray[np.float32] | None, tuple[PassageRef, ...]]:
         """The question's vector and what is near it; without them where they are missing, late or down."""
-        if not self._service.encodes:
-            self._leave_out("vectors", DegradationReason.NOT_CONFIGURED, "There is no encoder: text and graph alone.")
+        problem = self._choose_model(snapshot.embedding_models)
+        if problem:
+            self._leave_out("vectors", DegradationReason.NOT_CONFIGURED, problem)
             return None, ()
-        for collection, model in snapshot.embedding_models.items():
-            if model not in ("", self._service.embedding_model):
-                detail = (
-                    f"Collection {collection} has vectors of {model}, the encoder is {self._service.embedding_model}."
-                )
-                self._leave_out("vectors", DegradationReason.NOT_CONFIGURED, detail)
-                return None, ()
         settings = self._service.settings
         share = deadline.fraction(settings.vector_share)
         try:
             async with asyncio.timeout(share.remaining()):
                 (vector,) = await self._encode([self._question], share)
-                near = await self._service.near(vector, snapshot, share, self._most(settings.vector_candidates))
+                near = await self._service.near(
+                    self._model, vector, snapshot, share, self._most(settings.vector_candidates)
+                )
         except (BudgetExhausted, TimeoutError):
             self._leave_out("vectors", DegradationReason.BUDGET, "Vectors took more than their share of the time.")
         except BackendUnavailable as error:
@@ -345,7 +352,7 @@ class _Search:
         async def propose(limit: int) -> tuple[PassageRef, ...]:
             try:
                 async with asyncio.timeout(share.remaining()):
-                    return await self._service.near(vector, snapshot, share, limit)
+                    return await self._service.near(self._model, vector, snapshot, share, limit)
             except (BudgetExhausted, TimeoutError):
                 self._leave_out(
                     "vectors", DegradationReason.BUDGET, "There was no time to look behind hidden passages."

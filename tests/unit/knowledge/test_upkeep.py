@@ -96,3 +96,30 @@ async def test_a_collection_that_is_gone_is_left_alone() -> None:
         await asyncio.sleep(0)
     assert index.asked.empty()
     await keeping.close()
+
+
+async def test_a_store_at_rest_is_swept_until_nothing_is_left_and_looked_at_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(upkeep, "_BETWEEN", 0.0)
+    monkeypatch.setattr(upkeep, "_REST", 0.01)
+    outcomes: list[bool | Exception] = [True, True, False, BackendUnavailable("neo4j"), True, False]
+    asked: asyncio.Queue[int] = asyncio.Queue()
+
+    async def sweep(*, deadline: Deadline) -> bool:
+        await asked.put(len(outcomes))
+        outcome = outcomes.pop(0) if outcomes else False
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    keeping = Upkeep({}, sweep)
+    keeping.start()
+    async with asyncio.timeout(5):
+        assert [await asked.get() for _ in range(7)] == [6, 5, 4, 3, 2, 1, 0]
+    await keeping.close()
+    assert "is not removed yet, and is tried again" in caplog.text
+    while not asked.empty():
+        asked.get_nowait()
+    await asyncio.sleep(0.05)  # as long as five looks: there must be none
+    assert asked.empty()

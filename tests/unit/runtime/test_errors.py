@@ -31,6 +31,7 @@ EXAMPLES = [
     (domain.CollectionRecreated("docs", "a", "b"), CODES.FAILED_PRECONDITION),
     (domain.CollectionOptionsMismatch("docs", "reader_statistics", "false", "true"), CODES.FAILED_PRECONDITION),
     (domain.EmbeddingMismatch("docs", "a", "b"), CODES.FAILED_PRECONDITION),
+    (domain.ReembeddingRefused("docs", "there is no encoder"), CODES.FAILED_PRECONDITION),
     (domain.UnsupportedByModel("m", "tools"), CODES.FAILED_PRECONDITION),
     (domain.ModelChanged("m", "a", "b"), CODES.FAILED_PRECONDITION),
     (domain.StaleSourceVersion("d1", 1, 2), CODES.FAILED_PRECONDITION),

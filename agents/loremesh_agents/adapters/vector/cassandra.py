@@ -331,9 +331,16 @@ class CassandraVectorIndex(Keeping[VectorChanges]):
         self._mend_later()
 
     async def search(
-        self, vector: NDArray[np.float32], *, revisions: tuple[CollectionRevision, ...], limit: int, deadline: Deadline
+        self,
+        vector: NDArray[np.float32],
+        *,
+        model: str,
+        revisions: tuple[CollectionRevision, ...],
+        limit: int,
+        deadline: Deadline,
     ) -> tuple[PassageRef, ...]:
         """See the port."""
+        del model  # It holds vectors of the collection's one model.
         found: list[tuple[float, int]] = []
         asked = vector.tolist()
         for revision, state in await self.reached(revisions, deadline=deadline):

@@ -1,6 +1,6 @@
 """`faiss://`: exact search while a collection is small, an inverted file with 8-bit codes beyond.
 
-A process has, for each collection that it has searched, a base (a file that only the knowledge agent writes, mapped into memory; or nothing) and a tail (all
+A process has, for each collection and model that it has searched, a base (a file that only the knowledge agent writes, mapped into memory; or nothing) and a tail (all
 vectors since the base's revision, exact, in memory), which catches up from the graph before each search. So a process sees what another one has
 committed, and a file that is missing, damaged or old costs time, never a result.
 """
@@ -18,9 +18,9 @@ from collections.abc import AsyncGenerator, Sequence
 from collections.abc import Collection as Group
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import faiss
 import numpy as np
@@ -35,7 +35,7 @@ from loremesh_agents.ports.graph import GraphStore, VectorChanges
 
 _log = logging.getLogger(__name__)
 
-_FORMAT = 2
+_FORMAT = 3
 _PAGE = 20_000
 _MOST_OPEN = 16
 _PROBES = 32
@@ -44,18 +44,27 @@ _MOST_LISTS = 4096
 _MOST_SAMPLED = 40 * _MOST_LISTS
 """Vectors that a base is trained with: the driver wants 39 a list."""
 _SPARE = 32
+_SUFFIXES = frozenset({".faiss", ".json"})
 
 
 @dataclass(frozen=True, slots=True)
 class _Manifest:
     collection_uid: str
+    model: str
     revision: int
     count: int
     dimension: int
 
 
+class _Vectors(NamedTuple):
+    """The vectors of a collection of one model."""
+
+    collection: str
+    model: str
+
+
 class _Collection:
-    """What one process holds of one collection."""
+    """What one process holds of the vectors of one collection."""
 
     def __init__(self, uid: str, base: Any | None, revision: int, dimension: int) -> None:
         self.uid = uid
@@ -76,11 +85,8 @@ class _Collection:
             if not kept.all():
                 self.tail_refs, self.tail = self.tail_refs[kept], self.tail[kept]
         if added:
-            if self.dimension != vectors.shape[1]:
-                # Another model: a store takes its vectors only when those of the one before are all gone.
-                self.base = None
+            if not self.dimension:
                 self.tail = np.zeros((0, vectors.shape[1]), dtype=np.float32)
-                self.tail_refs = np.zeros(0, dtype=np.int64)
                 self.dimension = vectors.shape[1]
             fresh = ~np.isin(np.fromiter(added, dtype=np.int64), self.tail_refs)
             self.tail_refs = np.concatenate([self.tail_refs, np.fromiter(added, dtype=np.int64)[fresh]])
@@ -185,19 +191,25 @@ class FaissVectorIndex:
         self._graph = graph
         self._folder = folder
         self._exact_limit = exact_limit
-        self._open: OrderedDict[str, _Collection] = OrderedDict()
+        self._open: OrderedDict[_Vectors, _Collection] = OrderedDict()
         # One query uses one core: throughput comes from searching several at once. The driver counts for each thread of ours.
         self._threads = ThreadPoolExecutor(
             threads, thread_name_prefix="faiss", initializer=faiss.omp_set_num_threads, initargs=(1,)
         )
 
     async def search(
-        self, vector: NDArray[np.float32], *, revisions: tuple[CollectionRevision, ...], limit: int, deadline: Deadline
+        self,
+        vector: NDArray[np.float32],
+        *,
+        model: str,
+        revisions: tuple[CollectionRevision, ...],
+        limit: int,
+        deadline: Deadline,
     ) -> tuple[PassageRef, ...]:
         """See the port."""
         found: list[tuple[float, int]] = []
         for revision in revisions:
-            collection = await self._caught_up(revision, deadline)
+            collection = await self._caught_up(revision, model, deadline)
             if collection.dimension:
                 require_comparable(vector, collection.dimension, revision.collection)
             found += await self._run(collection.search, vector, limit, deadline=deadline)
@@ -205,49 +217,69 @@ class FaissVectorIndex:
         return tuple(PassageRef(ref) for _, ref in found[:limit])
 
     async def maintain(self, collection: str, *, deadline: Deadline) -> CollectionRevision:
-        """See the port. A base is written anew when the tail has outgrown a fifth of it."""
-        revision = await self._graph.revision(collection, deadline=deadline)
-        held = await self._caught_up(revision, deadline)
-        based = held.base.ntotal if held.base is not None else 0
-        tail = len(held.tail_refs)
-        if tail > max(self._exact_limit, based // 5) or len(held.base_removed) > max(based // 2, 1):
-            return await self.rebuild(collection, deadline=deadline)
-        return CollectionRevision(collection, held.uid, held.revision)
+        """See the port. A base is written anew when the tail has outgrown a fifth of it; so is that of a second model."""
+        current, models = await self._current(collection, deadline)
+        reached: list[int] = []
+        for model in models:
+            held = await self._caught_up(current, model, deadline)
+            based = held.base.ntotal if held.base is not None else 0
+            tail = len(held.tail_refs)
+            if tail > max(self._exact_limit, based // 5) or len(held.base_removed) > max(based // 2, 1):
+                held = await self._rebuild(current, model, deadline)
+            reached.append(held.revision)
+        return replace(current, revision=min(reached))
 
     async def rebuild(self, collection: str, *, deadline: Deadline) -> CollectionRevision:
         """See the port."""
-        current = await self._graph.revision(collection, deadline=deadline)
-        sample = await self._sample(current, deadline)
+        current, models = await self._current(collection, deadline)
+        rebuilt = [await self._rebuild(current, model, deadline) for model in models]
+        return replace(current, revision=min(held.revision for held in rebuilt))
+
+    async def _current(self, collection: str, deadline: Deadline) -> tuple[CollectionRevision, tuple[str, ...]]:
+        """The collection's state and the models of its vectors; what is held and stored of others goes."""
+        found = await self._graph.vectors(collection, deadline=deadline)
+        models = found.whole
+        for vectors in [key for key in self._open if key.collection == collection and key.model not in models]:
+            del self._open[vectors]
+        await self._run(self._forget, collection, models, deadline=deadline)
+        return found.reached, models
+
+    async def _rebuild(self, current: CollectionRevision, model: str, deadline: Deadline) -> _Collection:
+        vectors = _Vectors(current.collection, model)
+        sample = await self._sample(current, model, deadline)
         if sample.count > self._exact_limit:
             index = await self._run(_trained, sample, deadline=deadline)
             reached = 0
-            async for changes in self._changes(current, deadline):
+            async for changes in self._changes(current, model, deadline):
                 await self._run(_add, index, changes, deadline=deadline)
                 reached = changes.revision
-            manifest = _Manifest(current.collection_uid, reached, index.ntotal, index.d)
-            await self._run(self._write, collection, index, manifest, deadline=deadline)
-            fresh = await self._run(self._load, collection, current.collection_uid, deadline=deadline)
+            manifest = _Manifest(current.collection_uid, model, reached, index.ntotal, index.d)
+            await self._run(self._write, vectors, index, manifest, deadline=deadline)
+            fresh = await self._run(self._load, vectors, current.collection_uid, deadline=deadline)
         else:
-            await self._run(self._forget, collection, deadline=deadline)
+            await self._run(self._remove, vectors, deadline=deadline)
             fresh = _Collection(current.collection_uid, None, 0, 0)
-            await self._catch_up(fresh, current, deadline)
-        self._open[collection] = fresh
-        return CollectionRevision(collection, fresh.uid, fresh.revision)
+            await self._catch_up(fresh, current, model, deadline)
+        self._open[vectors] = fresh
+        held: _Collection = fresh
+        return held
 
-    async def _sample(self, revision: CollectionRevision, deadline: Deadline) -> _Sample:
+    async def _sample(self, revision: CollectionRevision, model: str, deadline: Deadline) -> _Sample:
         """Vectors to train a base with, of bounded memory however many there are."""
         sample = _Sample()
-        async for changes in self._changes(revision, deadline):
+        async for changes in self._changes(revision, model, deadline):
             sample.take(changes)
         return sample
 
-    async def _changes(self, revision: CollectionRevision, deadline: Deadline) -> AsyncGenerator[VectorChanges]:
+    async def _changes(
+        self, revision: CollectionRevision, model: str, deadline: Deadline
+    ) -> AsyncGenerator[VectorChanges]:
         """All vectors of a collection, page by page, up to a revision; none of one that was deleted meanwhile."""
         reached = 0
         while reached < revision.revision:
             try:
                 changes = await self._graph.vector_changes(
-                    revision.collection, after_revision=reached, limit=_PAGE, deadline=deadline
+                    revision.collection, model=model, after_revision=reached, limit=_PAGE, deadline=deadline
                 )
             except CollectionNotFound:
                 return
@@ -258,8 +290,9 @@ class FaissVectorIndex:
 
     async def drop(self, collection: str, *, deadline: Deadline) -> None:
         """See the port."""
-        self._open.pop(collection, None)
-        await self._run(self._forget, collection, deadline=deadline)
+        for vectors in [key for key in self._open if key.collection == collection]:
+            del self._open[vectors]
+        await self._run(self._forget, collection, (), deadline=deadline)
 
     async def recover(self, *, deadline: Deadline) -> None:
         """See the port. Each process catches up by itself when it searches."""
@@ -269,27 +302,32 @@ class FaissVectorIndex:
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._open.clear()
 
-    async def _caught_up(self, revision: CollectionRevision, deadline: Deadline) -> _Collection:
-        held = self._open.get(revision.collection)
+    async def _caught_up(self, revision: CollectionRevision, model: str, deadline: Deadline) -> _Collection:
+        vectors = _Vectors(revision.collection, model)
+        held = self._open.get(vectors)
         if held is None or held.uid != revision.collection_uid:
-            held = await self._run(self._load, revision.collection, revision.collection_uid, deadline=deadline)
-            other = self._open.get(revision.collection)
+            held = await self._run(self._load, vectors, revision.collection_uid, deadline=deadline)
+            other = self._open.get(vectors)
             if other is not None and other.uid == revision.collection_uid:
                 held = other
-            self._open[revision.collection] = held
+            self._open[vectors] = held
             while len(self._open) > _MOST_OPEN:
                 self._open.popitem(last=False)
-        self._open.move_to_end(revision.collection)
+        self._open.move_to_end(vectors)
         if held.revision < revision.revision:
-            await self._catch_up(held, revision, deadline)
+            await self._catch_up(held, revision, model, deadline)
         return held
 
-    async def _catch_up(self, held: _Collection, revision: CollectionRevision, deadline: Deadline) -> None:
+    async def _catch_up(self, held: _Collection, revision: CollectionRevision, model: str, deadline: Deadline) -> None:
         async with _locked(held.lock, deadline):
             while held.revision < revision.revision:
                 try:
                     changes = await self._graph.vector_changes(
-                        revision.collection, after_revision=held.revision, limit=_PAGE, deadline=deadline
+                        revision.collection,
+                        model=model,
+                        after_revision=held.revision,
+                        limit=_PAGE,
+                        deadline=deadline,
                     )
                 except CollectionNotFound:
                     return
@@ -307,21 +345,20 @@ class FaissVectorIndex:
         except TimeoutError:
             raise BudgetExhausted("vector index", "search") from None
 
-    def _paths(self, collection: str) -> tuple[Path, Path]:
-        # The name comes from outside; what it may look like is the contract's affair, not this folder's.
-        name = hashlib.sha256(collection.encode()).hexdigest()[:32]
+    def _paths(self, vectors: "_Vectors") -> tuple[Path, Path]:
+        name = f"{_hashed(vectors.collection)}-{_hashed(vectors.model)}"
         return self._folder / f"{name}.faiss", self._folder / f"{name}.json"
 
-    def _load(self, collection: str, uid: str) -> _Collection:
-        """The collection's base, if there is a good one of this uid; else an empty tail to be filled from the graph."""
-        index_path, manifest_path = self._paths(collection)
+    def _load(self, vectors: "_Vectors", uid: str) -> _Collection:
+        """The base, if there is a good one of this uid; else an empty tail to be filled from the graph."""
+        index_path, manifest_path = self._paths(vectors)
         try:
             values = json.loads(manifest_path.read_text())
             if not isinstance(values, dict) or values.pop("format", None) != _FORMAT:
                 raise ValueError("it is of another format")
             checksum = values.pop("sha256", None)
             manifest = _Manifest(**values)
-            if manifest.collection_uid != uid:
+            if (manifest.collection_uid, manifest.model) != (uid, vectors.model):
                 return _Collection(uid, None, 0, 0)
             if _checksum(index_path, manifest) != checksum:
                 raise ValueError("its checksum is wrong")
@@ -333,10 +370,10 @@ class FaissVectorIndex:
             return _Collection(uid, None, 0, 0)
         return _Collection(uid, index, manifest.revision, manifest.dimension)
 
-    def _write(self, collection: str, index: Any, manifest: _Manifest) -> None:
+    def _write(self, vectors: "_Vectors", index: Any, manifest: _Manifest) -> None:
         """Writes a base; readers see the old one or the new one."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        index_path, manifest_path = self._paths(collection)
+        index_path, manifest_path = self._paths(vectors)
         temporary = index_path.with_name(f"{index_path.name}.{os.getpid()}")
         faiss.write_index(index, str(temporary))
         with temporary.open("rb") as file:
@@ -348,6 +385,18 @@ class FaissVectorIndex:
         draft.write_text(json.dumps(values))
         draft.replace(manifest_path)
 
-    def _forget(self, collection: str) -> None:
-        for path in reversed(self._paths(collection)):
+    def _remove(self, vectors: "_Vectors") -> None:
+        for path in reversed(self._paths(vectors)):
             path.unlink(missing_ok=True)
+
+    def _forget(self, collection: str, kept_models: Group[str]) -> None:
+        """Removes a collection's bases but for those of some models; those of earlier formats as well."""
+        kept = {path for model in kept_models for path in self._paths(_Vectors(collection, model))}
+        for path in self._folder.glob(f"{_hashed(collection)}*"):
+            if path not in kept and path.suffix in _SUFFIXES:
+                path.unlink(missing_ok=True)
+
+
+def _hashed(name: str) -> str:
+    # The name comes from outside; what it may look like is the contract's affair, not this folder's.
+    return hashlib.sha256(name.encode()).hexdigest()[:32]

@@ -1,6 +1,7 @@
 """`memory://`: compares the question with every vector."""
 
-from dataclasses import dataclass, field
+from collections.abc import Collection as Group
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,17 +34,23 @@ class MemoryVectorIndex:
 
     def __init__(self, graph: GraphStore) -> None:
         self._graph = graph
-        self._collections: dict[str, _Held] = {}
+        self._collections: dict[tuple[str, str], _Held] = {}
 
     async def search(
-        self, vector: NDArray[np.float32], *, revisions: tuple[CollectionRevision, ...], limit: int, deadline: Deadline
+        self,
+        vector: NDArray[np.float32],
+        *,
+        model: str,
+        revisions: tuple[CollectionRevision, ...],
+        limit: int,
+        deadline: Deadline,
     ) -> tuple[PassageRef, ...]:
         """See the port."""
         if deadline.expired:
             raise BudgetExhausted("vector index", "search")
         found: list[tuple[float, PassageRef]] = []
         for revision in revisions:
-            held = await self._caught_up(revision, deadline)
+            held = await self._caught_up(revision, model, deadline)
             if held.vectors:
                 vectors = np.stack(list(held.vectors.values()))
                 require_comparable(vector, vectors.shape[1], revision.collection)
@@ -52,18 +59,20 @@ class MemoryVectorIndex:
 
     async def rebuild(self, collection: str, *, deadline: Deadline) -> CollectionRevision:
         """See the port."""
-        self._collections.pop(collection, None)
+        self._forget(collection, ())
         return await self.maintain(collection, deadline=deadline)
 
     async def maintain(self, collection: str, *, deadline: Deadline) -> CollectionRevision:
         """See the port."""
-        held = await self._caught_up(await self._graph.revision(collection, deadline=deadline), deadline)
-        return CollectionRevision(collection, held.uid, held.revision)
+        found = await self._graph.vectors(collection, deadline=deadline)
+        self._forget(collection, found.whole)
+        held = [await self._caught_up(found.reached, model, deadline) for model in found.whole]
+        return replace(found.reached, revision=min(each.revision for each in held))
 
     async def drop(self, collection: str, *, deadline: Deadline) -> None:
         """See the port."""
         del deadline
-        self._collections.pop(collection, None)
+        self._forget(collection, ())
 
     async def recover(self, *, deadline: Deadline) -> None:
         """See the port. Each process catches up by itself when it searches."""
@@ -72,15 +81,20 @@ class MemoryVectorIndex:
         """See the port."""
         self._collections.clear()
 
-    async def _caught_up(self, revision: CollectionRevision, deadline: Deadline) -> _Held:
-        held = self._collections.get(revision.collection)
+    def _forget(self, collection: str, kept_models: Group[str]) -> None:
+        for key in [key for key in self._collections if key[0] == collection and key[1] not in kept_models]:
+            del self._collections[key]
+
+    async def _caught_up(self, revision: CollectionRevision, model: str, deadline: Deadline) -> _Held:
+        key = (revision.collection, model)
+        held = self._collections.get(key)
         if held is None or held.uid != revision.collection_uid:
-            held = self._collections[revision.collection] = _Held(revision.collection_uid)
+            held = self._collections[key] = _Held(revision.collection_uid)
         while held.revision < revision.revision:
             before = held.revision
             try:
                 changes = await self._graph.vector_changes(
-                    revision.collection, after_revision=before, limit=_PAGE, deadline=deadline
+                    revision.collection, model=model, after_revision=before, limit=_PAGE, deadline=deadline
                 )
             except CollectionNotFound:
                 break

@@ -40,13 +40,20 @@ class Neo4jVectorIndex(EmbeddedIndex):
         self._state = state
 
     async def search(
-        self, vector: NDArray[np.float32], *, revisions: tuple[CollectionRevision, ...], limit: int, deadline: Deadline
+        self,
+        vector: NDArray[np.float32],
+        *,
+        model: str,
+        revisions: tuple[CollectionRevision, ...],
+        limit: int,
+        deadline: Deadline,
     ) -> tuple[PassageRef, ...]:
         """See the port.
 
         Raises:
             BackendUnavailable: The vector is none that can be compared with those of the collections.
         """
+        del model  # It holds vectors of the collection's one model.
         if deadline.expired:
             raise BudgetExhausted("vector index", "search")
         held = [revision for revision in revisions if self._state.holds(revision)]

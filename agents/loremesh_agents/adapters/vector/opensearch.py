@@ -77,9 +77,16 @@ class OpenSearchVectorIndex(Keeping[VectorChanges]):
         super().__init__(graph, self._vectors, graph.vector_changes, page=_PAGE)
 
     async def search(
-        self, vector: NDArray[np.float32], *, revisions: tuple[CollectionRevision, ...], limit: int, deadline: Deadline
+        self,
+        vector: NDArray[np.float32],
+        *,
+        model: str,
+        revisions: tuple[CollectionRevision, ...],
+        limit: int,
+        deadline: Deadline,
     ) -> tuple[PassageRef, ...]:
         """See the port."""
+        del model  # It holds vectors of the collection's one model.
         reached = await self.reached(revisions, deadline=deadline)
         uids: list[str] = []
         for revision, state in reached:

@@ -10,6 +10,7 @@ from loremesh.v1 import knowledge_service_pb2 as pb
 from loremesh.v1 import knowledge_service_pb2_grpc as pb_grpc
 
 from loremesh_agents.bootstrap.settings import Settings
+from loremesh_agents.cli.reembedding import change_embedding
 from loremesh_agents.cli.session import connected, plain_errors, read_settings, run, settings_options
 from loremesh_agents.domain.deadline import Deadline
 
@@ -21,6 +22,9 @@ _REBUILDING_SECONDS = 6 * 3600.0
 @click.argument("name", required=False)
 @click.option("--delete", is_flag=True, help="Delete the collection NAME with all that is in it.")
 @click.option("--rebuild", is_flag=True, help="Build the text and vector indexes of the collection NAME anew.")
+@click.option("--reembed", is_flag=True, help="Embed NAME with the encoder of the settings, while questions go on.")
+@click.option("--rollback", is_flag=True, help="Give up embedding NAME anew, or go back to its vectors of before.")
+@click.option("--finish", is_flag=True, help="Remove the vectors that --rollback of NAME would go back to.")
 @click.option("--yes", is_flag=True, help="Do not ask before deleting.")
 @click.option("--json", "as_json", is_flag=True, help="Print one collection a line, as JSON.")
 @click.option("--address", help="A knowledge agent, as in 127.0.0.1:50055. Default: serve it here.")
@@ -29,6 +33,9 @@ def command(
     name: str | None,
     delete: bool,
     rebuild: bool,
+    reembed: bool,
+    rollback: bool,
+    finish: bool,
     yes: bool,
     as_json: bool,
     address: str | None,
@@ -38,13 +45,15 @@ def command(
     """List all collections, or show NAME."""
     with plain_errors():
         settings = read_settings(config, data).settings
-    if rebuild:
-        if name is None or delete:
-            raise click.UsageError("--rebuild needs the NAME of a collection, and no --delete.")
-        return run(_rebuild(name, settings, address))
-    if delete:
-        if name is None:
-            raise click.UsageError("--delete needs the NAME of a collection.")
+    chosen = {"delete": delete, "rebuild": rebuild, "reembed": reembed, "rollback": rollback, "finish": finish}
+    actions = [action for action, wanted in chosen.items() if wanted]
+    if actions:
+        if name is None or len(actions) > 1:
+            raise click.UsageError(f"--{actions[0]} needs the NAME of a collection, and goes with no other action.")
+        if rebuild:
+            return run(_rebuild(name, settings, address))
+        if not delete:
+            return run(change_embedding(name, actions[0], settings, address, as_json=as_json))
         if not yes:
             click.confirm(f"Delete the collection {name} with all its documents?", abort=True)
         return run(_delete(name, settings, address))

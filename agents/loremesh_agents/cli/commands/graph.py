@@ -7,13 +7,13 @@ from pathlib import Path
 import click
 
 from loremesh_agents.bootstrap.graph_care import GraphReport, SchemaReport, graph_report, migrate_schema
+from loremesh_agents.bootstrap.graph_shape import PARTITIONS
 from loremesh_agents.bootstrap.settings import Settings
 from loremesh_agents.bootstrap.stores import Stores
 from loremesh_agents.cli.session import plain_errors, read_settings, run, settings_options
 from loremesh_agents.domain.deadline import Deadline
 
-_MIGRATION_SECONDS = 600.0
-_SECONDS = 60.0
+_SECONDS = 600.0
 
 
 @click.group("graph")
@@ -35,7 +35,7 @@ def migrate(plan: bool, as_json: bool, config: Path | None, data: Path | None) -
 async def _migrate(settings: Settings, *, plan: bool, as_json: bool) -> int:
     async with AsyncExitStack() as stack:
         graph = Stores(settings, stack).graph
-        report = await migrate_schema(graph, plan=plan, deadline=Deadline.after(_MIGRATION_SECONDS))
+        report = await migrate_schema(graph, plan=plan, deadline=Deadline.after(_SECONDS))
     if as_json:
         fields = {"found": report.found, "needed": report.needed}
         pending = [{"version": version, "what": what} for version, what in report.pending.items()]
@@ -56,27 +56,36 @@ def _print_schema(report: SchemaReport, *, plan: bool) -> None:
 
 
 @command.command("stats")
+@click.option("--top", default=5, show_default=True, type=click.IntRange(0, 100), help="Hot entities to name.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @settings_options
-def stats(as_json: bool, config: Path | None, data: Path | None) -> int:
-    """Print what is in the store."""
+def stats(top: int, as_json: bool, config: Path | None, data: Path | None) -> int:
+    """Print what is in the store: collections, their partitions by the hash of document ids, and the entities that most passages mention.
+
+    Hot entities are looked for in a sample of the passages; their mentions are counted over the whole collection.
+    """
     with plain_errors():
         settings = read_settings(config, data).settings
-    return run(_stats(settings, as_json=as_json))
+    return run(_stats(settings, top=top, as_json=as_json))
 
 
-async def _stats(settings: Settings, *, as_json: bool) -> int:
+async def _stats(settings: Settings, *, top: int, as_json: bool) -> int:
     async with AsyncExitStack() as stack:
         graph = Stores(settings, stack).graph
-        report = await graph_report(graph, deadline=Deadline.after(_SECONDS))
+        report = await graph_report(graph, top=top, deadline=Deadline.after(_SECONDS))
     if as_json:
         click.echo(json.dumps(_as_json(report), ensure_ascii=False))
         return 0
-    for entry in report.collections:
+    for entry, shape in zip(report.collections, report.shapes, strict=True):
         click.echo(
             f"{entry.name}: {entry.document_count:,} documents, {entry.passage_count:,} passages,"
             f" {entry.entity_count:,} entities, revision {entry.revision:,}"
         )
+        click.echo(
+            f"  documents in {PARTITIONS} partitions: {shape.smallest:,} to {shape.largest:,}, median {shape.median:,g}"
+        )
+        for entity in shape.hot:
+            click.echo(f"  {entity.mentions:,} passages mention {entity.name}")
     if not report.collections:
         click.echo("There are no collections yet; 'loremesh ingest' makes one.")
     if report.version is not None:
@@ -95,8 +104,11 @@ def _as_json(report: GraphReport) -> dict[str, object]:
             "passages": entry.passage_count,
             "entities": entry.entity_count,
             "revision": entry.revision,
+            "partitions": {"smallest": shape.smallest, "median": shape.median, "largest": shape.largest},
+            "hot": [{"entity": entity.name, "mentions": entity.mentions} for entity in shape.hot],
+            "sampledPassages": shape.sampled,
         }
-        for entry in report.collections
+        for entry, shape in zip(report.collections, report.shapes, strict=True)
     ]
     versions = {
         "version": report.version,

@@ -27,7 +27,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cloremesh/v1/collection.proto\x12\x0bloremesh.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"~\n\x12\x43ollectionRevision\x12\x35\n\ncollection\x18\x01 \x01(\tB!\xbaH\x1er\x1c\x10\x01\x18@2\x16^[a-z0-9][a-z0-9_.-]*$\x12\x1f\n\x0e\x63ollection_uid\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x10\n\x08revision\x18\x03 \x01(\x04\"\xab\x02\n\x0b\x43onsistency\x12<\n\x0cmin_revision\x18\x01 \x01(\x0b\x32$.loremesh.v1.Consistency.MinRevisionH\x00\x12<\n\rmax_staleness\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationB\x08\xbaH\x05\xaa\x01\x02\x32\x00H\x00\x12\x31\n\x06latest\x18\x03 \x01(\x0b\x32\x1f.loremesh.v1.Consistency.LatestH\x00\x1aM\n\x0bMinRevision\x12>\n\trevisions\x18\x01 \x03(\x0b\x32\x1f.loremesh.v1.CollectionRevisionB\n\xbaH\x07\x92\x01\x04\x08\x01\x10\x10\x1a\x08\n\x06LatestB\x14\n\x0brequirement\x12\x05\xbaH\x02\x08\x01\"\xbe\x02\n\nCollection\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x31\n\x08revision\x18\x02 \x01(\x0b\x32\x1f.loremesh.v1.CollectionRevision\x12\x16\n\x0e\x64ocument_count\x18\x03 \x01(\x04\x12\x15\n\rpassage_count\x18\x04 \x01(\x04\x12\x14\n\x0c\x65ntity_count\x18\x05 \x01(\x04\x12\x17\n\x0f\x65mbedding_model\x18\x06 \x01(\t\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x07options\x18\t \x01(\x0b\x32\x1e.loremesh.v1.CollectionOptions\"I\n\x11\x43ollectionOptions\x12\x1e\n\x11reader_statistics\x18\x01 \x01(\x08H\x00\x88\x01\x01\x42\x14\n\x12_reader_statistics\"\x9e\x01\n\x0eMetadataFilter\x12\x43\n\nconditions\x18\x01 \x03(\x0b\x32%.loremesh.v1.MetadataFilter.ConditionB\x08\xbaH\x05\x92\x01\x02\x10\x10\x1aG\n\tCondition\x12\x17\n\x03key\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01\x12!\n\x06\x61ny_of\x18\x02 \x03(\tB\x11\xbaH\x0e\x92\x01\x0b\x08\x01\x10@\"\x05r\x03\x18\x80\x08\x42_\n\x0f\x64\x65v.loremesh.v1B\x0f\x43ollectionProtoP\x01Z9loremesh.dev/loremesh/generated/go/loremesh/v1;loremeshv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cloremesh/v1/collection.proto\x12\x0bloremesh.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"~\n\x12\x43ollectionRevision\x12\x35\n\ncollection\x18\x01 \x01(\tB!\xbaH\x1er\x1c\x10\x01\x18@2\x16^[a-z0-9][a-z0-9_.-]*$\x12\x1f\n\x0e\x63ollection_uid\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x10\n\x08revision\x18\x03 \x01(\x04\"\xab\x02\n\x0b\x43onsistency\x12<\n\x0cmin_revision\x18\x01 \x01(\x0b\x32$.loremesh.v1.Consistency.MinRevisionH\x00\x12<\n\rmax_staleness\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationB\x08\xbaH\x05\xaa\x01\x02\x32\x00H\x00\x12\x31\n\x06latest\x18\x03 \x01(\x0b\x32\x1f.loremesh.v1.Consistency.LatestH\x00\x1aM\n\x0bMinRevision\x12>\n\trevisions\x18\x01 \x03(\x0b\x32\x1f.loremesh.v1.CollectionRevisionB\n\xbaH\x07\x92\x01\x04\x08\x01\x10\x10\x1a\x08\n\x06LatestB\x14\n\x0brequirement\x12\x05\xbaH\x02\x08\x01\"\xed\x02\n\nCollection\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x31\n\x08revision\x18\x02 \x01(\x0b\x32\x1f.loremesh.v1.CollectionRevision\x12\x16\n\x0e\x64ocument_count\x18\x03 \x01(\x04\x12\x15\n\rpassage_count\x18\x04 \x01(\x04\x12\x14\n\x0c\x65ntity_count\x18\x05 \x01(\x04\x12\x17\n\x0f\x65mbedding_model\x18\x06 \x01(\t\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x07options\x18\t \x01(\x0b\x32\x1e.loremesh.v1.CollectionOptions\x12-\n\x0breembedding\x18\n \x01(\x0b\x32\x18.loremesh.v1.Reembedding\"a\n\x0bReembedding\x12\r\n\x05model\x18\x01 \x01(\t\x12,\n\x05phase\x18\x02 \x01(\x0e\x32\x1d.loremesh.v1.ReembeddingPhase\x12\x15\n\rpassage_count\x18\x03 \x01(\x04\"I\n\x11\x43ollectionOptions\x12\x1e\n\x11reader_statistics\x18\x01 \x01(\x08H\x00\x88\x01\x01\x42\x14\n\x12_reader_statistics\"\x9e\x01\n\x0eMetadataFilter\x12\x43\n\nconditions\x18\x01 \x03(\x0b\x32%.loremesh.v1.MetadataFilter.ConditionB\x08\xbaH\x05\x92\x01\x02\x10\x10\x1aG\n\tCondition\x12\x17\n\x03key\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01\x12!\n\x06\x61ny_of\x18\x02 \x03(\tB\x11\xbaH\x0e\x92\x01\x0b\x08\x01\x10@\"\x05r\x03\x18\x80\x08*\xad\x01\n\x10ReembeddingPhase\x12!\n\x1dREEMBEDDING_PHASE_UNSPECIFIED\x10\x00\x12\x1c\n\x18REEMBEDDING_PHASE_MAKING\x10\x01\x12\x1a\n\x16REEMBEDDING_PHASE_KEPT\x10\x02\x12\x1c\n\x18REEMBEDDING_PHASE_LAPSED\x10\x03\x12\x1e\n\x1aREEMBEDDING_PHASE_DROPPING\x10\x04\x42_\n\x0f\x64\x65v.loremesh.v1B\x0f\x43ollectionProtoP\x01Z9loremesh.dev/loremesh/generated/go/loremesh/v1;loremeshv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -51,6 +51,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_METADATAFILTER_CONDITION'].fields_by_name['any_of']._serialized_options = b'\272H\016\222\001\013\010\001\020@\"\005r\003\030\200\010'
   _globals['_METADATAFILTER'].fields_by_name['conditions']._loaded_options = None
   _globals['_METADATAFILTER'].fields_by_name['conditions']._serialized_options = b'\272H\005\222\001\002\020\020'
+  _globals['_REEMBEDDINGPHASE']._serialized_start=1273
+  _globals['_REEMBEDDINGPHASE']._serialized_end=1446
   _globals['_COLLECTIONREVISION']._serialized_start=139
   _globals['_COLLECTIONREVISION']._serialized_end=265
   _globals['_CONSISTENCY']._serialized_start=268
@@ -60,11 +62,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CONSISTENCY_LATEST']._serialized_start=537
   _globals['_CONSISTENCY_LATEST']._serialized_end=545
   _globals['_COLLECTION']._serialized_start=570
-  _globals['_COLLECTION']._serialized_end=888
-  _globals['_COLLECTIONOPTIONS']._serialized_start=890
-  _globals['_COLLECTIONOPTIONS']._serialized_end=963
-  _globals['_METADATAFILTER']._serialized_start=966
-  _globals['_METADATAFILTER']._serialized_end=1124
-  _globals['_METADATAFILTER_CONDITION']._serialized_start=1053
-  _globals['_METADATAFILTER_CONDITION']._serialized_end=1124
+  _globals['_COLLECTION']._serialized_end=935
+  _globals['_REEMBEDDING']._serialized_start=937
+  _globals['_REEMBEDDING']._serialized_end=1034
+  _globals['_COLLECTIONOPTIONS']._serialized_start=1036
+  _globals['_COLLECTIONOPTIONS']._serialized_end=1109
+  _globals['_METADATAFILTER']._serialized_start=1112
+  _globals['_METADATAFILTER']._serialized_end=1270
+  _globals['_METADATAFILTER_CONDITION']._serialized_start=1199
+  _globals['_METADATAFILTER_CONDITION']._serialized_end=1270
 # @@protoc_insertion_point(module_scope)

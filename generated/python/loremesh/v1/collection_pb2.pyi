@@ -9,6 +9,7 @@ from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -19,6 +20,38 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _ReembeddingPhase:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ReembeddingPhaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ReembeddingPhase.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    REEMBEDDING_PHASE_UNSPECIFIED: _ReembeddingPhase.ValueType  # 0
+    """Never sent."""
+    REEMBEDDING_PHASE_MAKING: _ReembeddingPhase.ValueType  # 1
+    """They are being made; the collection switches to them when every passage has one."""
+    REEMBEDDING_PHASE_KEPT: _ReembeddingPhase.ValueType  # 2
+    """The collection has switched away from them. Every passage has one, new ones as well, so that it can switch back at once."""
+    REEMBEDDING_PHASE_LAPSED: _ReembeddingPhase.ValueType  # 3
+    """As KEPT, but documents were written by an agent without the encoder: these lack a vector, which a switch back makes first."""
+    REEMBEDDING_PHASE_DROPPING: _ReembeddingPhase.ValueType  # 4
+    """They are being removed."""
+
+class ReembeddingPhase(_ReembeddingPhase, metaclass=_ReembeddingPhaseEnumTypeWrapper):
+    """What becomes of vectors that do not count."""
+
+REEMBEDDING_PHASE_UNSPECIFIED: ReembeddingPhase.ValueType  # 0
+"""Never sent."""
+REEMBEDDING_PHASE_MAKING: ReembeddingPhase.ValueType  # 1
+"""They are being made; the collection switches to them when every passage has one."""
+REEMBEDDING_PHASE_KEPT: ReembeddingPhase.ValueType  # 2
+"""The collection has switched away from them. Every passage has one, new ones as well, so that it can switch back at once."""
+REEMBEDDING_PHASE_LAPSED: ReembeddingPhase.ValueType  # 3
+"""As KEPT, but documents were written by an agent without the encoder: these lack a vector, which a switch back makes first."""
+REEMBEDDING_PHASE_DROPPING: ReembeddingPhase.ValueType  # 4
+"""They are being removed."""
+Global___ReembeddingPhase: _TypeAlias = ReembeddingPhase  # noqa: Y015
 
 @_typing.final
 class CollectionRevision(_message.Message):
@@ -144,6 +177,7 @@ class Collection(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
+    REEMBEDDING_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name."""
     document_count: _builtins.int
@@ -170,6 +204,10 @@ class Collection(_message.Message):
     def options(self) -> Global___CollectionOptions:
         """Its options, every one of them."""
 
+    @_builtins.property
+    def reembedding(self) -> Global___Reembedding:
+        """Its vectors of another model than `embedding_model`; absent where there are none."""
+
     def __init__(
         self,
         *,
@@ -182,14 +220,45 @@ class Collection(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         options: Global___CollectionOptions | None = ...,
+        reembedding: Global___Reembedding | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "options", b"options", "revision", b"revision", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "options", b"options", "reembedding", b"reembedding", "revision", b"revision", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "document_count", b"document_count", "embedding_model", b"embedding_model", "entity_count", b"entity_count", "name", b"name", "options", b"options", "passage_count", b"passage_count", "revision", b"revision", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "document_count", b"document_count", "embedding_model", b"embedding_model", "entity_count", b"entity_count", "name", b"name", "options", b"options", "passage_count", b"passage_count", "reembedding", b"reembedding", "revision", b"revision", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Collection: _TypeAlias = Collection  # noqa: Y015
+
+@_typing.final
+class Reembedding(_message.Message):
+    """Vectors of another model, beside those with which questions are answered."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    PHASE_FIELD_NUMBER: _builtins.int
+    PASSAGE_COUNT_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Name and version of the model."""
+    phase: Global___ReembeddingPhase.ValueType
+    """What becomes of them."""
+    passage_count: _builtins.int
+    """Passages that have one."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        phase: Global___ReembeddingPhase.ValueType = ...,
+        passage_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "passage_count", b"passage_count", "phase", b"phase"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Reembedding: _TypeAlias = Reembedding  # noqa: Y015
 
 @_typing.final
 class CollectionOptions(_message.Message):

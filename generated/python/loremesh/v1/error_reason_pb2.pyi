@@ -145,6 +145,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     another one. Comes in the result of a document; with google.rpc.QuotaFailure.
     Code RESOURCE_EXHAUSTED. Metadata: collection, documentId, limit. Retry: no.
     """
+    ERROR_REASON_REEMBEDDING_REFUSED: _ErrorReason.ValueType  # 29
+    """A collection cannot be embedded with another model, or not now; with google.rpc.PreconditionFailure.
+    Code FAILED_PRECONDITION. Metadata: collection, cause. Retry: no.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Every reason that an error of a Loremesh agent can have.
@@ -284,5 +288,9 @@ ERROR_REASON_READER_SETS_EXHAUSTED: ErrorReason.ValueType  # 28
 """The collection keeps statistics per set of readers, and has as many sets of readers as it may have; the document brings
 another one. Comes in the result of a document; with google.rpc.QuotaFailure.
 Code RESOURCE_EXHAUSTED. Metadata: collection, documentId, limit. Retry: no.
+"""
+ERROR_REASON_REEMBEDDING_REFUSED: ErrorReason.ValueType  # 29
+"""A collection cannot be embedded with another model, or not now; with google.rpc.PreconditionFailure.
+Code FAILED_PRECONDITION. Metadata: collection, cause. Retry: no.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

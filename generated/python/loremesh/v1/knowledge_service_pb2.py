@@ -30,7 +30,7 @@ from loremesh.v1 import collection_pb2 as loremesh_dot_v1_dot_collection__pb2
 from loremesh.v1 import document_pb2 as loremesh_dot_v1_dot_document__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#loremesh/v1/knowledge_service.proto\x12\x0bloremesh.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x18loremesh/v1/answer.proto\x1a\x1cloremesh/v1/collection.proto\x1a\x1aloremesh/v1/document.proto\"\xa3\x01\n\rIngestRequest\x12)\n\x05start\x18\x01 \x01(\x0b\x32\x18.loremesh.v1.IngestStartH\x00\x12)\n\x08\x64ocument\x18\x02 \x01(\x0b\x32\x15.loremesh.v1.DocumentH\x00\x12*\n\tblob_part\x18\x03 \x01(\x0b\x32\x15.loremesh.v1.BlobPartH\x00\x42\x10\n\x07message\x12\x05\xbaH\x02\x08\x01\"u\n\x0bIngestStart\x12\x35\n\ncollection\x18\x01 \x01(\tB!\xbaH\x1er\x1c\x10\x01\x18@2\x16^[a-z0-9][a-z0-9_.-]*$\x12/\n\x07options\x18\x02 \x01(\x0b\x32\x1e.loremesh.v1.CollectionOptions\"%\n\x08\x42lobPart\x12\x19\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x42\x0b\xbaH\x08z\x06\x10\x01\x18\x80\x80 \"\xa8\x01\n\x0eIngestResponse\x12-\n\x06result\x18\x01 \x01(\x0b\x32\x1b.loremesh.v1.DocumentResultH\x00\x12/\n\x08progress\x18\x02 \x01(\x0b\x32\x1b.loremesh.v1.IngestProgressH\x00\x12-\n\ncompletion\x18\x03 \x01(\x0b\x32\x17.loremesh.v1.CompletionH\x00\x42\x07\n\x05\x65vent\"\xd3\x01\n\x0e\x44ocumentResult\x12\x13\n\x0b\x64ocument_id\x18\x01 \x01(\t\x12-\n\x07outcome\x18\x02 \x01(\x0e\x32\x1c.loremesh.v1.DocumentOutcome\x12\x31\n\x08revision\x18\x03 \x01(\x0b\x32\x1f.loremesh.v1.CollectionRevision\x12\x15\n\rpassage_count\x18\x04 \x01(\r\x12!\n\x05\x65rror\x18\x05 \x01(\x0b\x32\x12.google.rpc.Status\x12\x10\n\x08position\x18\x06 \x01(\x04\"m\n\x0eIngestProgress\x12\x16\n\x0ereceived_count\x18\x01 \x01(\x04\x12\x16\n\x0e\x66inished_count\x18\x02 \x01(\x04\x12\x14\n\x0c\x66\x61iled_count\x18\x03 \x01(\x04\x12\x15\n\rpassage_count\x18\x04 \x01(\x04\"}\n\x16\x44\x65leteDocumentsRequest\x12\x35\n\ncollection\x18\x01 \x01(\tB!\xbaH\x1er\x1c\x10\x01\x18@2\x16^[a-z0-9][a-z0-9_.-]*$\x12,\n\x0c\x64ocument_ids\x18\x02 \x03(\tB\x16\xbaH\x13\x92\x01\x10\x08\x01\x10\xe8\x07\x18\x01\"\x07r\x05\x10\x01(\x80\x04\"c\n\x17\x44\x65leteDocumentsResponse\x12\x31\n\x08revision\x18\x01 \x01(\x0b\x32\x1f.loremesh.v1.CollectionRevision\x12\x15\n\rdeleted_count\x18\x02 \x01(\r\"P\n\x17\x44\x65leteCollectionRequest\x12\x35\n\ncollection\x18\x01 \x01(\tB!\xbaH\x1er\x1c\x10\x01\x18@2\x16^[a-z0-9][a-z0-9_.-]*$\"+\n\x18\x44\x65leteCollectionResponse\x12\x0f\n\x07\x64\x65leted\x18\x01 \x01(\x08\"N\n\x15RebuildIndexesRequest\x12\x35\n\ncollection\x18\x01 \x01(\tB!\xbaH\x1er\x1c\x10\x01\x18@2\x16^[a-z0-9][a-z0-9_.-]*$\"K\n\x16RebuildIndexesResponse\x12\x31\n\x08revision\x18\x01 \x01(\x0b\x32\x1f.loremesh.v1.CollectionRevision\"\xa4\x01\n\x12GetDocumentRequest\x12\x35\n\ncollection\x18\x01 \x01(\tB!\xbaH\x1er\x1c\x10\x01\x18@2\x16^[a-z0-9][a-z0-9_.-]*$\x12\x1f\n\x0b\x64ocument_id\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\x80\x04\x12\x15\n\rfirst_passage\x18\x03 \x01(\r\x12\x1f\n\rpassage_limit\x18\x04 \x01(\rB\x08\xbaH\x05*\x03\x18\xf4\x03\"\xa0\x01\n\x13GetDocumentResponse\x12.\n\x08\x64ocument\x18\x01 \x01(\x0b\x32\x1c.loremesh.v1.DocumentSummary\x12&\n\x08passages\x18\x02 \x03(\x0b\x32\x14.loremesh.v1.Passage\x12\x31\n\x08revision\x18\x03 \x01(\x0b\x32\x1f.loremesh.v1.CollectionRevision\"M\n\x14GetCollectionRequest\x12\x35\n\ncollection\x18\x01 \x01(\tB!\xbaH\x1er\x1c\x10\x01\x18@2\x16^[a-z0-9][a-z0-9_.-]*$\"D\n\x15GetCollectionResponse\x12+\n\ncollection\x18\x01 \x01(\x0b\x32\x17.loremesh.v1.Collection\"S\n\x16ListCollectionsRequest\x12\x1b\n\tpage_size\x18\x01 \x01(\rB\x08\xbaH\x05*\x03\x18\xe8\x07\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\"`\n\x17ListCollectionsResponse\x12,\n\x0b\x63ollections\x18\x01 \x03(\x0b\x32\x17.loremesh.v1.Collection\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"f\n\x15WatchRevisionsRequest\x12\x35\n\ncollection\x18\x01 \x01(\tB!\xbaH\x1er\x1c\x10\x01\x18@2\x16^[a-z0-9][a-z0-9_.-]*$\x12\x16\n\x0e\x61\x66ter_revision\x18\x02 \x01(\x04\"K\n\x16WatchRevisionsResponse\x12\x31\n\x08revision\x18\x01 \x01(\x0b\x32\x1f.loremesh.v1.CollectionRevision\"\x94\x01\n\x12ReadChangesRequest\x12\x35\n\ncollection\x18\x01 \x01(\tB!\xbaH\x1er\x1c\x10\x01\x18@2\x16^[a-z0-9][a-z0-9_.-]*$\x12\x1f\n\x0e\x63ollection_uid\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x16\n\x0e\x61\x66ter_revision\x18\x03 \x01(\x04\x12\x0e\n\x06\x66ollow\x18\x04 \x01(\x08\"\xd0\x01\n\x13ReadChangesResponse\x12%\n\x04kind\x18\x01 \x01(\x0e\x32\x17.loremesh.v1.ChangeKind\x12.\n\x08\x64ocument\x18\x02 \x01(\x0b\x32\x1c.loremesh.v1.DocumentSummary\x12\x31\n\x08revision\x18\x03 \x01(\x0b\x32\x1f.loremesh.v1.CollectionRevision\x12/\n\x0b\x63hange_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\xac\x01\n\x0f\x44ocumentOutcome\x12 \n\x1c\x44OCUMENT_OUTCOME_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x44OCUMENT_OUTCOME_CREATED\x10\x01\x12\x1c\n\x18\x44OCUMENT_OUTCOME_UPDATED\x10\x02\x12\x1e\n\x1a\x44OCUMENT_OUTCOME_UNCHANGED\x10\x03\x12\x1b\n\x17\x44OCUMENT_OUTCOME_FAILED\x10\x04*[\n\nChangeKind\x12\x1b\n\x17\x43HANGE_KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13\x43HANGE_KIND_WRITTEN\x10\x01\x12\x17\n\x13\x43HANGE_KIND_DELETED\x10\x02\x32\xd9\x06\n\x10KnowledgeService\x12J\n\x06Ingest\x12\x1a.loremesh.v1.IngestRequest\x1a\x1b.loremesh.v1.IngestResponse\"\x03\x90\x02\x02(\x01\x30\x01\x12\x61\n\x0f\x44\x65leteDocuments\x12#.loremesh.v1.DeleteDocumentsRequest\x1a$.loremesh.v1.DeleteDocumentsResponse\"\x03\x90\x02\x02\x12\x64\n\x10\x44\x65leteCollection\x12$.loremesh.v1.DeleteCollectionRequest\x1a%.loremesh.v1.DeleteCollectionResponse\"\x03\x90\x02\x02\x12^\n\x0eRebuildIndexes\x12\".loremesh.v1.RebuildIndexesRequest\x1a#.loremesh.v1.RebuildIndexesResponse\"\x03\x90\x02\x02\x12U\n\x0bGetDocument\x12\x1f.loremesh.v1.GetDocumentRequest\x1a .loremesh.v1.GetDocumentResponse\"\x03\x90\x02\x01\x12[\n\rGetCollection\x12!.loremesh.v1.GetCollectionRequest\x1a\".loremesh.v1.GetCollectionResponse\"\x03\x90\x02\x01\x12\x61\n\x0fListCollections\x12#.loremesh.v1.ListCollectionsRequest\x1a$.loremesh.v1.ListCollectionsResponse\"\x03\x90\x02\x01\x12`\n\x0eWatchRevisions\x12\".loremesh.v1.WatchRevisionsRequest\x1a#.loremesh.v1.WatchRevisionsResponse\"\x03\x90\x02\x01\x30\x01\x12W\n\x0bReadChanges\x12\x1f.loremesh.v1.ReadChangesRequest\x1a .loremesh.v1.ReadChangesResponse\"\x03\x90\x02\x01\x30\x01\x42\x65\n\x0f\x64\x65v.loremesh.v1B\x15KnowledgeServiceProtoP\x01Z9loremesh.dev/loremesh/generated/go/loremesh/v1;loremeshv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#loremesh/v1/knowledge_service.proto\x12\x0bloremesh.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x18loremesh/v1/answer.proto\x1a\x1cloremesh/v1/collection.proto\x1a\x1aloremesh/v1/document.proto\"\xa3\x01\n\rIngestRequest\x12)\n\x05start\x18\x01 \x01(\x0b\x32\x18.loremesh.v1.IngestStartH\x00\x12)\n\x08\x64ocument\x18\x02 \x01(\x0b\x32\x15.loremesh.v1.DocumentH\x00\x12*\n\tblob_part\x18\x03 \x01(\x0b\x32\x15.loremesh.v1.BlobPartH\x00\x42\x10\n\x07message\x12\x05\xbaH\x02\x08\x01\"u\n\x0bIngestStart\x12\x35\n\ncollection\x18\x01 \x01(\tB!\xbaH\x1er\x1c\x10\x01\x18@2\x16^[a-z0-9][a-z0-9_.-]*$\x12/\n\x07options\x18\x02 \x01(\x0b\x32\x1e.loremesh.v1.CollectionOptions\"%\n\x08\x42lobPart\x12\x19\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x42\x0b\xbaH\x08z\x06\x10\x01\x18\x80\x80 \"\xa8\x01\n\x0eIngestResponse\x12-\n\x06result\x18\x01 \x01(\x0b\x32\x1b.loremesh.v1.DocumentResultH\x00\x12/\n\x08progress\x18\x02 \x01(\x0b\x32\x1b.loremesh.v1.IngestProgressH\x00\x12-\n\ncompletion\x18\x03 \x01(\x0b\x32\x17.loremesh.v1.CompletionH\x00\x42\x07\n\x05\x65vent\"\xd3\x01\n\x0e\x44ocumentResult\x12\x13\n\x0b\x64ocument_id\x18\x01 \x01(\t\x12-\n\x07outcome\x18\x02 \x01(\x0e\x32\x1c.loremesh.v1.DocumentOutcome\x12\x31\n\x08revision\x18\x03 \x01(\x0b\x32\x1f.loremesh.v1.CollectionRevision\x12\x15\n\rpassage_count\x18\x04 \x01(\r\x12!\n\x05\x65rror\x18\x05 \x01(\x0b\x32\x12.google.rpc.Status\x12\x10\n\x08position\x18\x06 \x01(\x04\"m\n\x0eIngestProgress\x12\x16\n\x0ereceived_count\x18\x01 \x01(\x04\x12\x16\n\x0e\x66inished_count\x18\x02 \x01(\x04\x12\x14\n\x0c\x66\x61iled_count\x18\x03 \x01(\x04\x12\x15\n\rpassage_count\x18\x04 \x01(\x04\"}\n\x16\x44\x65leteDocumentsRequest\x12\x35\n\ncollection\x18\x01 \x01(\tB!\xbaH\x1er\x1c\x10\x01\x18@2\x16^[a-z0-9][a-z0-9_.-]*$\x12,\n\x0c\x64ocument_ids\x18\x02 \x03(\tB\x16\xbaH\x13\x92\x01\x10\x08\x01\x10\xe8\x07\x18\x01\"\x07r\x05\x10\x01(\x80\x04\"c\n\x17\x44\x65leteDocumentsResponse\x12\x31\n\x08revision\x18\x01 \x01(\x0b\x32\x1f.loremesh.v1.CollectionRevision\x12\x15\n\rdeleted_count\x18\x02 \x01(\r\"P\n\x17\x44\x65leteCollectionRequest\x12\x35\n\ncollection\x18\x01 \x01(\tB!\xbaH\x1er\x1c\x10\x01\x18@2\x16^[a-z0-9][a-z0-9_.-]*$\"+\n\x18\x44\x65leteCollectionResponse\x12\x0f\n\x07\x64\x65leted\x18\x01 \x01(\x08\"N\n\x15RebuildIndexesRequest\x12\x35\n\ncollection\x18\x01 \x01(\tB!\xbaH\x1er\x1c\x10\x01\x18@2\x16^[a-z0-9][a-z0-9_.-]*$\"K\n\x16RebuildIndexesResponse\x12\x31\n\x08revision\x18\x01 \x01(\x0b\x32\x1f.loremesh.v1.CollectionRevision\"`\n\x0eReembedRequest\x12\x35\n\ncollection\x18\x01 \x01(\tB!\xbaH\x1er\x1c\x10\x01\x18@2\x16^[a-z0-9][a-z0-9_.-]*$\x12\x17\n\x05model\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\">\n\x0fReembedResponse\x12+\n\ncollection\x18\x01 \x01(\x0b\x32\x17.loremesh.v1.Collection\"Q\n\x18\x46inishReembeddingRequest\x12\x35\n\ncollection\x18\x01 \x01(\tB!\xbaH\x1er\x1c\x10\x01\x18@2\x16^[a-z0-9][a-z0-9_.-]*$\"H\n\x19\x46inishReembeddingResponse\x12+\n\ncollection\x18\x01 \x01(\x0b\x32\x17.loremesh.v1.Collection\"\xa4\x01\n\x12GetDocumentRequest\x12\x35\n\ncollection\x18\x01 \x01(\tB!\xbaH\x1er\x1c\x10\x01\x18@2\x16^[a-z0-9][a-z0-9_.-]*$\x12\x1f\n\x0b\x64ocument_id\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\x80\x04\x12\x15\n\rfirst_passage\x18\x03 \x01(\r\x12\x1f\n\rpassage_limit\x18\x04 \x01(\rB\x08\xbaH\x05*\x03\x18\xf4\x03\"\xa0\x01\n\x13GetDocumentResponse\x12.\n\x08\x64ocument\x18\x01 \x01(\x0b\x32\x1c.loremesh.v1.DocumentSummary\x12&\n\x08passages\x18\x02 \x03(\x0b\x32\x14.loremesh.v1.Passage\x12\x31\n\x08revision\x18\x03 \x01(\x0b\x32\x1f.loremesh.v1.CollectionRevision\"M\n\x14GetCollectionRequest\x12\x35\n\ncollection\x18\x01 \x01(\tB!\xbaH\x1er\x1c\x10\x01\x18@2\x16^[a-z0-9][a-z0-9_.-]*$\"D\n\x15GetCollectionResponse\x12+\n\ncollection\x18\x01 \x01(\x0b\x32\x17.loremesh.v1.Collection\"S\n\x16ListCollectionsRequest\x12\x1b\n\tpage_size\x18\x01 \x01(\rB\x08\xbaH\x05*\x03\x18\xe8\x07\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\"`\n\x17ListCollectionsResponse\x12,\n\x0b\x63ollections\x18\x01 \x03(\x0b\x32\x17.loremesh.v1.Collection\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"f\n\x15WatchRevisionsRequest\x12\x35\n\ncollection\x18\x01 \x01(\tB!\xbaH\x1er\x1c\x10\x01\x18@2\x16^[a-z0-9][a-z0-9_.-]*$\x12\x16\n\x0e\x61\x66ter_revision\x18\x02 \x01(\x04\"K\n\x16WatchRevisionsResponse\x12\x31\n\x08revision\x18\x01 \x01(\x0b\x32\x1f.loremesh.v1.CollectionRevision\"\x94\x01\n\x12ReadChangesRequest\x12\x35\n\ncollection\x18\x01 \x01(\tB!\xbaH\x1er\x1c\x10\x01\x18@2\x16^[a-z0-9][a-z0-9_.-]*$\x12\x1f\n\x0e\x63ollection_uid\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x16\n\x0e\x61\x66ter_revision\x18\x03 \x01(\x04\x12\x0e\n\x06\x66ollow\x18\x04 \x01(\x08\"\xd0\x01\n\x13ReadChangesResponse\x12%\n\x04kind\x18\x01 \x01(\x0e\x32\x17.loremesh.v1.ChangeKind\x12.\n\x08\x64ocument\x18\x02 \x01(\x0b\x32\x1c.loremesh.v1.DocumentSummary\x12\x31\n\x08revision\x18\x03 \x01(\x0b\x32\x1f.loremesh.v1.CollectionRevision\x12/\n\x0b\x63hange_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\xac\x01\n\x0f\x44ocumentOutcome\x12 \n\x1c\x44OCUMENT_OUTCOME_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x44OCUMENT_OUTCOME_CREATED\x10\x01\x12\x1c\n\x18\x44OCUMENT_OUTCOME_UPDATED\x10\x02\x12\x1e\n\x1a\x44OCUMENT_OUTCOME_UNCHANGED\x10\x03\x12\x1b\n\x17\x44OCUMENT_OUTCOME_FAILED\x10\x04*[\n\nChangeKind\x12\x1b\n\x17\x43HANGE_KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13\x43HANGE_KIND_WRITTEN\x10\x01\x12\x17\n\x13\x43HANGE_KIND_DELETED\x10\x02\x32\x8d\x08\n\x10KnowledgeService\x12J\n\x06Ingest\x12\x1a.loremesh.v1.IngestRequest\x1a\x1b.loremesh.v1.IngestResponse\"\x03\x90\x02\x02(\x01\x30\x01\x12\x61\n\x0f\x44\x65leteDocuments\x12#.loremesh.v1.DeleteDocumentsRequest\x1a$.loremesh.v1.DeleteDocumentsResponse\"\x03\x90\x02\x02\x12\x64\n\x10\x44\x65leteCollection\x12$.loremesh.v1.DeleteCollectionRequest\x1a%.loremesh.v1.DeleteCollectionResponse\"\x03\x90\x02\x02\x12^\n\x0eRebuildIndexes\x12\".loremesh.v1.RebuildIndexesRequest\x1a#.loremesh.v1.RebuildIndexesResponse\"\x03\x90\x02\x02\x12I\n\x07Reembed\x12\x1b.loremesh.v1.ReembedRequest\x1a\x1c.loremesh.v1.ReembedResponse\"\x03\x90\x02\x02\x12g\n\x11\x46inishReembedding\x12%.loremesh.v1.FinishReembeddingRequest\x1a&.loremesh.v1.FinishReembeddingResponse\"\x03\x90\x02\x02\x12U\n\x0bGetDocument\x12\x1f.loremesh.v1.GetDocumentRequest\x1a .loremesh.v1.GetDocumentResponse\"\x03\x90\x02\x01\x12[\n\rGetCollection\x12!.loremesh.v1.GetCollectionRequest\x1a\".loremesh.v1.GetCollectionResponse\"\x03\x90\x02\x01\x12\x61\n\x0fListCollections\x12#.loremesh.v1.ListCollectionsRequest\x1a$.loremesh.v1.ListCollectionsResponse\"\x03\x90\x02\x01\x12`\n\x0eWatchRevisions\x12\".loremesh.v1.WatchRevisionsRequest\x1a#.loremesh.v1.WatchRevisionsResponse\"\x03\x90\x02\x01\x30\x01\x12W\n\x0bReadChanges\x12\x1f.loremesh.v1.ReadChangesRequest\x1a .loremesh.v1.ReadChangesResponse\"\x03\x90\x02\x01\x30\x01\x42\x65\n\x0f\x64\x65v.loremesh.v1B\x15KnowledgeServiceProtoP\x01Z9loremesh.dev/loremesh/generated/go/loremesh/v1;loremeshv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -52,6 +52,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DELETECOLLECTIONREQUEST'].fields_by_name['collection']._serialized_options = b'\272H\036r\034\020\001\030@2\026^[a-z0-9][a-z0-9_.-]*$'
   _globals['_REBUILDINDEXESREQUEST'].fields_by_name['collection']._loaded_options = None
   _globals['_REBUILDINDEXESREQUEST'].fields_by_name['collection']._serialized_options = b'\272H\036r\034\020\001\030@2\026^[a-z0-9][a-z0-9_.-]*$'
+  _globals['_REEMBEDREQUEST'].fields_by_name['collection']._loaded_options = None
+  _globals['_REEMBEDREQUEST'].fields_by_name['collection']._serialized_options = b'\272H\036r\034\020\001\030@2\026^[a-z0-9][a-z0-9_.-]*$'
+  _globals['_REEMBEDREQUEST'].fields_by_name['model']._loaded_options = None
+  _globals['_REEMBEDREQUEST'].fields_by_name['model']._serialized_options = b'\272H\005r\003\030\200\002'
+  _globals['_FINISHREEMBEDDINGREQUEST'].fields_by_name['collection']._loaded_options = None
+  _globals['_FINISHREEMBEDDINGREQUEST'].fields_by_name['collection']._serialized_options = b'\272H\036r\034\020\001\030@2\026^[a-z0-9][a-z0-9_.-]*$'
   _globals['_GETDOCUMENTREQUEST'].fields_by_name['collection']._loaded_options = None
   _globals['_GETDOCUMENTREQUEST'].fields_by_name['collection']._serialized_options = b'\272H\036r\034\020\001\030@2\026^[a-z0-9][a-z0-9_.-]*$'
   _globals['_GETDOCUMENTREQUEST'].fields_by_name['document_id']._loaded_options = None
@@ -78,6 +84,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_KNOWLEDGESERVICE'].methods_by_name['DeleteCollection']._serialized_options = b'\220\002\002'
   _globals['_KNOWLEDGESERVICE'].methods_by_name['RebuildIndexes']._loaded_options = None
   _globals['_KNOWLEDGESERVICE'].methods_by_name['RebuildIndexes']._serialized_options = b'\220\002\002'
+  _globals['_KNOWLEDGESERVICE'].methods_by_name['Reembed']._loaded_options = None
+  _globals['_KNOWLEDGESERVICE'].methods_by_name['Reembed']._serialized_options = b'\220\002\002'
+  _globals['_KNOWLEDGESERVICE'].methods_by_name['FinishReembedding']._loaded_options = None
+  _globals['_KNOWLEDGESERVICE'].methods_by_name['FinishReembedding']._serialized_options = b'\220\002\002'
   _globals['_KNOWLEDGESERVICE'].methods_by_name['GetDocument']._loaded_options = None
   _globals['_KNOWLEDGESERVICE'].methods_by_name['GetDocument']._serialized_options = b'\220\002\001'
   _globals['_KNOWLEDGESERVICE'].methods_by_name['GetCollection']._loaded_options = None
@@ -88,10 +98,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_KNOWLEDGESERVICE'].methods_by_name['WatchRevisions']._serialized_options = b'\220\002\001'
   _globals['_KNOWLEDGESERVICE'].methods_by_name['ReadChanges']._loaded_options = None
   _globals['_KNOWLEDGESERVICE'].methods_by_name['ReadChanges']._serialized_options = b'\220\002\001'
-  _globals['_DOCUMENTOUTCOME']._serialized_start=2761
-  _globals['_DOCUMENTOUTCOME']._serialized_end=2933
-  _globals['_CHANGEKIND']._serialized_start=2935
-  _globals['_CHANGEKIND']._serialized_end=3026
+  _globals['_DOCUMENTOUTCOME']._serialized_start=3080
+  _globals['_DOCUMENTOUTCOME']._serialized_end=3252
+  _globals['_CHANGEKIND']._serialized_start=3254
+  _globals['_CHANGEKIND']._serialized_end=3345
   _globals['_INGESTREQUEST']._serialized_start=224
   _globals['_INGESTREQUEST']._serialized_end=387
   _globals['_INGESTSTART']._serialized_start=389
@@ -116,26 +126,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REBUILDINDEXESREQUEST']._serialized_end=1476
   _globals['_REBUILDINDEXESRESPONSE']._serialized_start=1478
   _globals['_REBUILDINDEXESRESPONSE']._serialized_end=1553
-  _globals['_GETDOCUMENTREQUEST']._serialized_start=1556
-  _globals['_GETDOCUMENTREQUEST']._serialized_end=1720
-  _globals['_GETDOCUMENTRESPONSE']._serialized_start=1723
-  _globals['_GETDOCUMENTRESPONSE']._serialized_end=1883
-  _globals['_GETCOLLECTIONREQUEST']._serialized_start=1885
-  _globals['_GETCOLLECTIONREQUEST']._serialized_end=1962
-  _globals['_GETCOLLECTIONRESPONSE']._serialized_start=1964
-  _globals['_GETCOLLECTIONRESPONSE']._serialized_end=2032
-  _globals['_LISTCOLLECTIONSREQUEST']._serialized_start=2034
-  _globals['_LISTCOLLECTIONSREQUEST']._serialized_end=2117
-  _globals['_LISTCOLLECTIONSRESPONSE']._serialized_start=2119
-  _globals['_LISTCOLLECTIONSRESPONSE']._serialized_end=2215
-  _globals['_WATCHREVISIONSREQUEST']._serialized_start=2217
-  _globals['_WATCHREVISIONSREQUEST']._serialized_end=2319
-  _globals['_WATCHREVISIONSRESPONSE']._serialized_start=2321
-  _globals['_WATCHREVISIONSRESPONSE']._serialized_end=2396
-  _globals['_READCHANGESREQUEST']._serialized_start=2399
-  _globals['_READCHANGESREQUEST']._serialized_end=2547
-  _globals['_READCHANGESRESPONSE']._serialized_start=2550
-  _globals['_READCHANGESRESPONSE']._serialized_end=2758
-  _globals['_KNOWLEDGESERVICE']._serialized_start=3029
-  _globals['_KNOWLEDGESERVICE']._serialized_end=3886
+  _globals['_REEMBEDREQUEST']._serialized_start=1555
+  _globals['_REEMBEDREQUEST']._serialized_end=1651
+  _globals['_REEMBEDRESPONSE']._serialized_start=1653
+  _globals['_REEMBEDRESPONSE']._serialized_end=1715
+  _globals['_FINISHREEMBEDDINGREQUEST']._serialized_start=1717
+  _globals['_FINISHREEMBEDDINGREQUEST']._serialized_end=1798
+  _globals['_FINISHREEMBEDDINGRESPONSE']._serialized_start=1800
+  _globals['_FINISHREEMBEDDINGRESPONSE']._serialized_end=1872
+  _globals['_GETDOCUMENTREQUEST']._serialized_start=1875
+  _globals['_GETDOCUMENTREQUEST']._serialized_end=2039
+  _globals['_GETDOCUMENTRESPONSE']._serialized_start=2042
+  _globals['_GETDOCUMENTRESPONSE']._serialized_end=2202
+  _globals['_GETCOLLECTIONREQUEST']._serialized_start=2204
+  _globals['_GETCOLLECTIONREQUEST']._serialized_end=2281
+  _globals['_GETCOLLECTIONRESPONSE']._serialized_start=2283
+  _globals['_GETCOLLECTIONRESPONSE']._serialized_end=2351
+  _globals['_LISTCOLLECTIONSREQUEST']._serialized_start=2353
+  _globals['_LISTCOLLECTIONSREQUEST']._serialized_end=2436
+  _globals['_LISTCOLLECTIONSRESPONSE']._serialized_start=2438
+  _globals['_LISTCOLLECTIONSRESPONSE']._serialized_end=2534
+  _globals['_WATCHREVISIONSREQUEST']._serialized_start=2536
+  _globals['_WATCHREVISIONSREQUEST']._serialized_end=2638
+  _globals['_WATCHREVISIONSRESPONSE']._serialized_start=2640
+  _globals['_WATCHREVISIONSRESPONSE']._serialized_end=2715
+  _globals['_READCHANGESREQUEST']._serialized_start=2718
+  _globals['_READCHANGESREQUEST']._serialized_end=2866
+  _globals['_READCHANGESRESPONSE']._serialized_start=2869
+  _globals['_READCHANGESRESPONSE']._serialized_end=3077
+  _globals['_KNOWLEDGESERVICE']._serialized_start=3348
+  _globals['_KNOWLEDGESERVICE']._serialized_end=4385
 # @@protoc_insertion_point(module_scope)

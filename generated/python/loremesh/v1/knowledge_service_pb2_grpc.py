@@ -55,6 +55,16 @@ class KnowledgeServiceStub:
                 request_serializer=loremesh_dot_v1_dot_knowledge__service__pb2.RebuildIndexesRequest.SerializeToString,
                 response_deserializer=loremesh_dot_v1_dot_knowledge__service__pb2.RebuildIndexesResponse.FromString,
                 _registered_method=True)
+        self.Reembed = channel.unary_unary(
+                '/loremesh.v1.KnowledgeService/Reembed',
+                request_serializer=loremesh_dot_v1_dot_knowledge__service__pb2.ReembedRequest.SerializeToString,
+                response_deserializer=loremesh_dot_v1_dot_knowledge__service__pb2.ReembedResponse.FromString,
+                _registered_method=True)
+        self.FinishReembedding = channel.unary_unary(
+                '/loremesh.v1.KnowledgeService/FinishReembedding',
+                request_serializer=loremesh_dot_v1_dot_knowledge__service__pb2.FinishReembeddingRequest.SerializeToString,
+                response_deserializer=loremesh_dot_v1_dot_knowledge__service__pb2.FinishReembeddingResponse.FromString,
+                _registered_method=True)
         self.GetDocument = channel.unary_unary(
                 '/loremesh.v1.KnowledgeService/GetDocument',
                 request_serializer=loremesh_dot_v1_dot_knowledge__service__pb2.GetDocumentRequest.SerializeToString,
@@ -120,6 +130,26 @@ class KnowledgeServiceServicer:
         """Builds the derived indexes of a collection again from the graph; reads go on meanwhile.
 
         Fails with COLLECTION_NOT_FOUND. May be retried.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Reembed(self, request, context):
+        """Embeds a collection with another model, in the background: the answer comes when that has begun, and GetCollection shows how far it is. Questions
+        are answered with the vectors that the collection has until every passage has a new one; then it switches at once, in one revision.
+        The vectors before are kept, and kept up, until FinishReembedding: naming their model switches back at once. A crash only delays it.
+
+        Fails with COLLECTION_NOT_FOUND, REEMBEDDING_REFUSED, WRITE_CONFLICT. May be retried.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FinishReembedding(self, request, context):
+        """Removes a collection's vectors that do not count, in the background: those of before a switch, or those that are still being made.
+
+        Fails with COLLECTION_NOT_FOUND, WRITE_CONFLICT; where there are none it is no error. May be retried.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -194,6 +224,16 @@ def add_KnowledgeServiceServicer_to_server(servicer, server):
                     servicer.RebuildIndexes,
                     request_deserializer=loremesh_dot_v1_dot_knowledge__service__pb2.RebuildIndexesRequest.FromString,
                     response_serializer=loremesh_dot_v1_dot_knowledge__service__pb2.RebuildIndexesResponse.SerializeToString,
+            ),
+            'Reembed': grpc.unary_unary_rpc_method_handler(
+                    servicer.Reembed,
+                    request_deserializer=loremesh_dot_v1_dot_knowledge__service__pb2.ReembedRequest.FromString,
+                    response_serializer=loremesh_dot_v1_dot_knowledge__service__pb2.ReembedResponse.SerializeToString,
+            ),
+            'FinishReembedding': grpc.unary_unary_rpc_method_handler(
+                    servicer.FinishReembedding,
+                    request_deserializer=loremesh_dot_v1_dot_knowledge__service__pb2.FinishReembeddingRequest.FromString,
+                    response_serializer=loremesh_dot_v1_dot_knowledge__service__pb2.FinishReembeddingResponse.SerializeToString,
             ),
             'GetDocument': grpc.unary_unary_rpc_method_handler(
                     servicer.GetDocument,
@@ -330,6 +370,60 @@ class KnowledgeService:
             '/loremesh.v1.KnowledgeService/RebuildIndexes',
             loremesh_dot_v1_dot_knowledge__service__pb2.RebuildIndexesRequest.SerializeToString,
             loremesh_dot_v1_dot_knowledge__service__pb2.RebuildIndexesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Reembed(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loremesh.v1.KnowledgeService/Reembed',
+            loremesh_dot_v1_dot_knowledge__service__pb2.ReembedRequest.SerializeToString,
+            loremesh_dot_v1_dot_knowledge__service__pb2.ReembedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FinishReembedding(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loremesh.v1.KnowledgeService/FinishReembedding',
+            loremesh_dot_v1_dot_knowledge__service__pb2.FinishReembeddingRequest.SerializeToString,
+            loremesh_dot_v1_dot_knowledge__service__pb2.FinishReembeddingResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -56,6 +56,18 @@ class KnowledgeServiceStub:
 
     Fails with COLLECTION_NOT_FOUND. May be retried.
     """
+    Reembed: _grpc.UnaryUnaryMultiCallable[_knowledge_service_pb2.ReembedRequest, _knowledge_service_pb2.ReembedResponse]
+    """Embeds a collection with another model, in the background: the answer comes when that has begun, and GetCollection shows how far it is. Questions
+    are answered with the vectors that the collection has until every passage has a new one; then it switches at once, in one revision.
+    The vectors before are kept, and kept up, until FinishReembedding: naming their model switches back at once. A crash only delays it.
+
+    Fails with COLLECTION_NOT_FOUND, REEMBEDDING_REFUSED, WRITE_CONFLICT. May be retried.
+    """
+    FinishReembedding: _grpc.UnaryUnaryMultiCallable[_knowledge_service_pb2.FinishReembeddingRequest, _knowledge_service_pb2.FinishReembeddingResponse]
+    """Removes a collection's vectors that do not count, in the background: those of before a switch, or those that are still being made.
+
+    Fails with COLLECTION_NOT_FOUND, WRITE_CONFLICT; where there are none it is no error. May be retried.
+    """
     GetDocument: _grpc.UnaryUnaryMultiCallable[_knowledge_service_pb2.GetDocumentRequest, _knowledge_service_pb2.GetDocumentResponse]
     """Gives a document and its passages.
 
@@ -111,6 +123,18 @@ class KnowledgeServiceAsyncStub(KnowledgeServiceStub):
     """Builds the derived indexes of a collection again from the graph; reads go on meanwhile.
 
     Fails with COLLECTION_NOT_FOUND. May be retried.
+    """
+    Reembed: _aio.UnaryUnaryMultiCallable[_knowledge_service_pb2.ReembedRequest, _knowledge_service_pb2.ReembedResponse]  # type: ignore[assignment]
+    """Embeds a collection with another model, in the background: the answer comes when that has begun, and GetCollection shows how far it is. Questions
+    are answered with the vectors that the collection has until every passage has a new one; then it switches at once, in one revision.
+    The vectors before are kept, and kept up, until FinishReembedding: naming their model switches back at once. A crash only delays it.
+
+    Fails with COLLECTION_NOT_FOUND, REEMBEDDING_REFUSED, WRITE_CONFLICT. May be retried.
+    """
+    FinishReembedding: _aio.UnaryUnaryMultiCallable[_knowledge_service_pb2.FinishReembeddingRequest, _knowledge_service_pb2.FinishReembeddingResponse]  # type: ignore[assignment]
+    """Removes a collection's vectors that do not count, in the background: those of before a switch, or those that are still being made.
+
+    Fails with COLLECTION_NOT_FOUND, WRITE_CONFLICT; where there are none it is no error. May be retried.
     """
     GetDocument: _aio.UnaryUnaryMultiCallable[_knowledge_service_pb2.GetDocumentRequest, _knowledge_service_pb2.GetDocumentResponse]  # type: ignore[assignment]
     """Gives a document and its passages.
@@ -188,6 +212,30 @@ class KnowledgeServiceServicer(metaclass=_abc_1.ABCMeta):
         """Builds the derived indexes of a collection again from the graph; reads go on meanwhile.
 
         Fails with COLLECTION_NOT_FOUND. May be retried.
+        """
+
+    @_abc_1.abstractmethod
+    def Reembed(
+        self,
+        request: _knowledge_service_pb2.ReembedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_knowledge_service_pb2.ReembedResponse, _abc.Awaitable[_knowledge_service_pb2.ReembedResponse]]:
+        """Embeds a collection with another model, in the background: the answer comes when that has begun, and GetCollection shows how far it is. Questions
+        are answered with the vectors that the collection has until every passage has a new one; then it switches at once, in one revision.
+        The vectors before are kept, and kept up, until FinishReembedding: naming their model switches back at once. A crash only delays it.
+
+        Fails with COLLECTION_NOT_FOUND, REEMBEDDING_REFUSED, WRITE_CONFLICT. May be retried.
+        """
+
+    @_abc_1.abstractmethod
+    def FinishReembedding(
+        self,
+        request: _knowledge_service_pb2.FinishReembeddingRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_knowledge_service_pb2.FinishReembeddingResponse, _abc.Awaitable[_knowledge_service_pb2.FinishReembeddingResponse]]:
+        """Removes a collection's vectors that do not count, in the background: those of before a switch, or those that are still being made.
+
+        Fails with COLLECTION_NOT_FOUND, WRITE_CONFLICT; where there are none it is no error. May be retried.
         """
 
     @_abc_1.abstractmethod

@@ -18,6 +18,7 @@ from loremesh_agents.domain.document import (
     Change,
     Collection,
     CollectionOptions,
+    CollectionVectors,
     DocumentSummary,
     DocumentWrite,
     Outcome,
@@ -112,6 +113,12 @@ class MemoryGraphStore:
         self._require_open(deadline)
         return self._state(name).counted
 
+    async def vectors(self, collection: str, *, deadline: Deadline) -> CollectionVectors:
+        """See the port."""
+        self._require_open(deadline)
+        state = self._state(collection)
+        return CollectionVectors(state.reached, state.embedding_model, len(state.passages))
+
     async def revision(self, collection: str, *, deadline: Deadline) -> CollectionRevision:
         """See the port."""
         self._require_open(deadline)
@@ -159,11 +166,13 @@ class MemoryGraphStore:
         return replace(state.reached, revision=last), page
 
     async def vector_changes(
-        self, collection: str, *, after_revision: int, limit: int, deadline: Deadline
+        self, collection: str, *, model: str | None = None, after_revision: int, limit: int, deadline: Deadline
     ) -> VectorChanges:
         """See the port."""
         self._require_open(deadline)
         state = self._state(collection)
+        if model not in (None, state.embedding_model):
+            raise BackendUnavailable(f"vectors of {model or 'no model'} in {collection}")
         last, passages = _page(state, after_revision, limit)
         fresh = {passage.ref: passage.content.vector for passage in passages if passage.content.vector is not None}
         added = sorted(fresh)

@@ -1,25 +1,28 @@
 """Features of passages, kept from one question to the next.
 
-A passage never changes and its id is never given again, so what is kept needs no check against the file. Whether a passage is still there, and whether
-the caller may read it, is asked of the database each time.
+A passage never changes and its id is never given again, so what is kept needs no check against the file but for the vector: that counts while its collection
+is at its model. Whether a passage is still there, and whether the caller may read it, is asked of the database each time.
 """
 
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from loremesh_agents.adapters.graph.sqlite.schema import VECTOR_TABLES
 from loremesh_agents.domain.retrieval import PassageFeatures, PassageRef
 
 _CAPACITY = 16_384
 
 
 class _Stored(NamedTuple):
-    """What the database holds of a passage: ids of its terms (little-endian uint32), how often each occurs (uint16), its vector (float32)."""
+    """What the database holds of a passage: ids of its terms (little-endian uint32), how often each occurs (uint16), its vector (float32) of a model."""
 
+    collection: str
+    model: str
     name: str
     length: int
     terms: bytes
@@ -35,7 +38,11 @@ class FeatureCache:
         self._columns = np.zeros(0, dtype=np.uint16)
 
     def features(
-        self, connection: sqlite3.Connection, refs: Sequence[PassageRef], terms: Sequence[int | None]
+        self,
+        connection: sqlite3.Connection,
+        refs: Sequence[PassageRef],
+        terms: Sequence[int | None],
+        models: Mapping[str, str],
     ) -> PassageFeatures:
         """Features of passages that are there.
 
@@ -43,8 +50,9 @@ class FeatureCache:
             connection: Within a read transaction.
             refs: Passages in ascending order, each once.
             terms: Ids of the question's terms; None for one that no passage holds.
+            models: The models of the vectors that count, by collection.
         """
-        passages = self._passages(connection, refs)
+        passages = self._passages(connection, refs, models)
         vectors, has_vector = _vectors([passage.vector for passage in passages])
         return PassageFeatures(
             refs=tuple(refs),
@@ -72,19 +80,26 @@ class FeatureCache:
         found[np.searchsorted(ends, hits, side="right"), columns[hits] - 1] = counts[hits]
         return found
 
-    def _passages(self, connection: sqlite3.Connection, refs: Sequence[PassageRef]) -> list[_Stored]:
-        missing = [ref for ref in refs if ref not in self._kept]
+    def _passages(
+        self, connection: sqlite3.Connection, refs: Sequence[PassageRef], models: Mapping[str, str]
+    ) -> list[_Stored]:
+        missing = [
+            ref for ref in refs if (kept := self._kept.get(ref)) is None or models[kept.collection] != kept.model
+        ]
         if not missing:
             return [self._kept[ref] for ref in refs]
         rows = connection.execute(
-            "SELECT p.id, c.name, o.document_id, p.ordinal, p.length, p.terms, p.counts, v.vector"
+            "SELECT p.id, c.name, c.embedding_model, o.document_id, p.ordinal, p.length, p.terms, p.counts,"
+            " coalesce(v.vector, w.vector)"
             " FROM json_each(?) j CROSS JOIN passage p ON p.id = j.value JOIN document o ON o.id = p.document"
-            " JOIN collection c ON c.id = p.collection LEFT JOIN vector v ON v.passage = p.id",
+            " JOIN collection c ON c.id = p.collection"
+            f" LEFT JOIN {VECTOR_TABLES[0]} v ON v.passage = p.id AND c.vector_slot = 0"
+            f" LEFT JOIN {VECTOR_TABLES[1]} w ON w.passage = p.id AND c.vector_slot = 1",
             (json.dumps(missing),),
         )
         fresh = {
-            ref: _Stored(f"{collection}/{document_id}#{ordinal}", *columns)
-            for ref, collection, document_id, ordinal, *columns in rows.fetchall()
+            ref: _Stored(collection, model, f"{collection}/{document_id}#{ordinal}", *columns)
+            for ref, collection, model, document_id, ordinal, *columns in rows.fetchall()
         }
         found = [fresh[ref] if ref in fresh else self._kept[ref] for ref in refs]
         self._kept.update(fresh)

@@ -5,6 +5,9 @@ capitalised span gives it, bit 2 where a title does. The full-text table of a co
 the passages that a new title occurs in, and changes in the same transaction as everything else. Its words are ours, separated by spaces: its tokenizer
 takes none apart.
 
+A collection has vectors of one model that count, and may have those of another one: each in one of the tables of `VECTOR_TABLES`. `vector_slot` says in which
+table those are that count, so that a switch to the others is one row.
+
 A collection with `reader_statistics` keeps its statistics once more for each audience: the documents that have the same readers. There a mention counts
 as capitalised, or as titled if only a title makes it: a titled one counts for those alone who may read one of the titles. Elsewhere the audience of a
 document is 0, and the tables of audiences have nothing of it.
@@ -16,12 +19,26 @@ from pathlib import Path
 
 from loremesh_agents.domain.errors import ConfigurationError
 
-VERSION = 3
+VERSION = 4
+
+VECTOR_TABLES = ("vector", "second_vector")
+"""By the slot."""
 
 _PUNCTUATION = "".join(sorted(set(string.punctuation) - {'"', "'"}))
 
 CAPITALISED = 1
 TITLED = 2
+
+_SECOND_VECTORS = """
+ALTER TABLE collection ADD COLUMN vector_slot INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE collection ADD COLUMN other_model TEXT NOT NULL DEFAULT '';
+ALTER TABLE collection ADD COLUMN other_phase TEXT NOT NULL DEFAULT '';
+ALTER TABLE collection ADD COLUMN other_count INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE second_vector (passage INTEGER PRIMARY KEY, vector BLOB NOT NULL) STRICT;
+"""
+
+_UPGRADES = {3: _SECOND_VECTORS}
+"""What takes a file from a version to the next one. Each only adds, so that it takes no time however large the file is."""
 
 _TABLES = """
 CREATE TABLE collection (
@@ -170,12 +187,29 @@ def create_full_text(connection: sqlite3.Connection, collection: int) -> None:
 
 
 def prepare(connection: sqlite3.Connection, path: Path | str) -> None:
-    """Makes the tables in a new file; refuses a file of another version.
+    """Makes the tables in a new file, and brings a file of an earlier version up to this one; refuses any other.
 
     Raises:
-        ConfigurationError: The file is of another version, or no database of ours.
+        ConfigurationError: The file is newer or too old, or no database of ours.
     """
     (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version == VERSION:
+        return
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        _upgrade(connection, path)
+        connection.execute("COMMIT")
+    finally:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+
+
+def _upgrade(connection: sqlite3.Connection, path: Path | str) -> None:
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    while version in _UPGRADES:
+        _execute_all(connection, _UPGRADES[version])
+        version += 1
+        connection.execute(f"PRAGMA user_version = {version}")
     if version == VERSION:
         return
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
@@ -184,7 +218,14 @@ def prepare(connection: sqlite3.Connection, path: Path | str) -> None:
             f"{path} is a database of version {version}; this build reads version {VERSION}."
             " Ingest the documents into a new data directory, or use the build that wrote it."
         )
-    connection.executescript(f"BEGIN IMMEDIATE; {_TABLES} PRAGMA user_version = {VERSION}; COMMIT;")
+    _execute_all(connection, _TABLES + _SECOND_VECTORS)
+    connection.execute(f"PRAGMA user_version = {VERSION}")
+
+
+def _execute_all(connection: sqlite3.Connection, script: str) -> None:
+    """Runs statements within the transaction, which `executescript` would end."""
+    for statement in filter(str.strip, script.split(";\n")):
+        connection.execute(statement)
 
 
 def next_id(connection: sqlite3.Connection, table: str) -> int:

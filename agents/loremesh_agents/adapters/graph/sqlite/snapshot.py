@@ -226,7 +226,8 @@ class SqliteSnapshot:
                 "SELECT term, id FROM term WHERE term IN (SELECT value FROM json_each(?))", (json.dumps(list(terms)),)
             )
             self._term_ids = {**dict.fromkeys(terms), **dict(rows.fetchall())}
-        return self._cache.features(connection, sorted(refs), [self._term_ids[term] for term in terms])
+        columns = [self._term_ids[term] for term in terms]
+        return self._cache.features(connection, sorted(refs), columns, self._embedding_models)
 
     def _locate(
         self, connection: sqlite3.Connection, passages: Sequence[tuple[str, str]]

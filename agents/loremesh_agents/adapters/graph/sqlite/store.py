@@ -3,15 +3,21 @@
 import asyncio
 import json
 import sqlite3
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from loremesh_agents.adapters.graph.sqlite.collections import (
+    COLLECTION_COLUMNS,
+    collection_of,
+    read_collection,
+    time_of,
+    vector_table,
+)
 from loremesh_agents.adapters.graph.sqlite.connection import Connections
 from loremesh_agents.adapters.graph.sqlite.features import FeatureCache
 from loremesh_agents.adapters.graph.sqlite.snapshot import PASSAGE_COLUMNS, SqliteSnapshot, Visibility, passages_of
@@ -23,6 +29,7 @@ from loremesh_agents.domain.document import (
     Change,
     Collection,
     CollectionOptions,
+    CollectionVectors,
     DocumentSummary,
     DocumentWrite,
     Passage,
@@ -79,7 +86,7 @@ class SqliteGraphStore:
 
     @property
     def connections(self) -> Connections:
-        """For the text index, which lives in the same file."""
+        """For the text index and the sets of vectors, which live in the same file."""
         return self._connections
 
     async def write(
@@ -122,8 +129,8 @@ class SqliteGraphStore:
         """See the port."""
 
         def work(connection: sqlite3.Connection) -> tuple[Collection, ...]:
-            rows = connection.execute(f"{_COLLECTION} WHERE name > ? ORDER BY name LIMIT ?", (after, limit))
-            return tuple(_collection_of(row) for row in rows.fetchall())
+            rows = connection.execute(f"{COLLECTION_COLUMNS} WHERE name > ? ORDER BY name LIMIT ?", (after, limit))
+            return tuple(collection_of(row) for row in rows.fetchall())
 
         async with self._connections.reader(deadline) as connection:
             return await self._connections.read(connection, work, deadline)
@@ -132,13 +139,16 @@ class SqliteGraphStore:
         """See the port."""
 
         def work(connection: sqlite3.Connection) -> Collection:
-            row = connection.execute(f"{_COLLECTION} WHERE name = ?", (name,)).fetchone()
-            if row is None:
-                raise CollectionNotFound(name)
-            return _collection_of(row)
+            return read_collection(connection, name)
 
         async with self._connections.reader(deadline) as connection:
             return await self._connections.read(connection, work, deadline)
+
+    async def vectors(self, collection: str, *, deadline: Deadline) -> CollectionVectors:
+        """See the port."""
+        found = await self.collection(collection, deadline=deadline)
+        reached = CollectionRevision(collection, found.collection_uid, found.revision)
+        return CollectionVectors(reached, found.embedding_model, found.passage_count, found.reembedding)
 
     async def revision(self, collection: str, *, deadline: Deadline) -> CollectionRevision:
         """See the port."""
@@ -219,12 +229,12 @@ class SqliteGraphStore:
                     f"{_SUMMARY} WHERE d.collection = ? AND d.revision > ? AND d.revision <= ?",
                     (row_id, after_revision, last),
                 ).fetchall()
-                found = [Change(row[0], row[7], _time(row[8]), _summary_of(connection, row)) for row in written]
+                found = [Change(row[0], row[7], time_of(row[8]), _summary_of(connection, row)) for row in written]
                 deleted = connection.execute(
                     "SELECT document_id, revision, time FROM tombstone WHERE collection = ? AND revision > ? AND revision <= ?",
                     (row_id, after_revision, last),
                 ).fetchall()
-                found += [Change(document_id, revision, _time(at), None) for document_id, revision, at in deleted]
+                found += [Change(document_id, revision, time_of(at), None) for document_id, revision, at in deleted]
                 found.sort(key=lambda change: (change.revision, change.document_id))
                 return CollectionRevision(collection, newest.collection_uid, last), tuple(found)
             finally:
@@ -234,12 +244,20 @@ class SqliteGraphStore:
             return await self._connections.read(connection, work, deadline)
 
     async def vector_changes(
-        self, collection: str, *, after_revision: int, limit: int, deadline: Deadline
+        self, collection: str, *, model: str | None = None, after_revision: int, limit: int, deadline: Deadline
     ) -> VectorChanges:
         """See the port."""
+
+        def selection(connection: sqlite3.Connection) -> str:
+            table = vector_table(connection, collection, model)
+            return (
+                "SELECT p.id, v.vector FROM document d JOIN passage p ON p.document = d.id"
+                f" JOIN {table} v ON v.passage = p.id"
+            )
+
         page = await self._passage_page(
             collection,
-            "SELECT p.id, v.vector FROM document d JOIN passage p ON p.document = d.id JOIN vector v ON v.passage = p.id",
+            selection,
             after_revision=after_revision,
             limit=limit,
             deadline=deadline,
@@ -263,8 +281,10 @@ class SqliteGraphStore:
         """See the port."""
         page = await self._passage_page(
             collection,
-            "SELECT p.id, t.words, t.extra_terms FROM document d JOIN passage p ON p.document = d.id"
-            " JOIN passage_text t ON t.passage = p.id",
+            lambda _: (
+                "SELECT p.id, t.words, t.extra_terms FROM document d JOIN passage p ON p.document = d.id"
+                " JOIN passage_text t ON t.passage = p.id"
+            ),
             after_revision=after_revision,
             limit=limit,
             deadline=deadline,
@@ -278,7 +298,13 @@ class SqliteGraphStore:
         )
 
     async def _passage_page(
-        self, collection: str, selection: str, *, after_revision: int, limit: int, deadline: Deadline
+        self,
+        collection: str,
+        selection: Callable[[sqlite3.Connection], str],
+        *,
+        after_revision: int,
+        limit: int,
+        deadline: Deadline,
     ) -> "_PassagePage":
         """The next page of a derived index: what `selection` gives of the passages added, and those removed."""
 
@@ -295,7 +321,7 @@ class SqliteGraphStore:
                 if len(revisions) > limit:
                     last = _whole_revision([revision for (revision,) in revisions])
                 rows = connection.execute(
-                    f"{selection} WHERE d.collection = ? AND d.revision > ? AND d.revision <= ? ORDER BY p.id",
+                    f"{selection(connection)} WHERE d.collection = ? AND d.revision > ? AND d.revision <= ? ORDER BY p.id",
                     (row_id, after_revision, last),
                 ).fetchall()
                 removed = connection.execute(
@@ -408,33 +434,6 @@ class SqliteGraphStore:
         await self._connections.close()
 
 
-_COLLECTION = (
-    "SELECT name, uid, revision, document_count, passage_count, entity_count, embedding_model, create_time, update_time,"
-    " reader_statistics"
-    " FROM collection"
-)
-
-
-def _time(seconds: float) -> datetime:
-    return datetime.fromtimestamp(seconds, UTC)
-
-
-def _collection_of(row: Sequence[Any]) -> Collection:
-    name, uid, revision, documents, passages, entities, model, created, updated, reader_statistics = row
-    return Collection(
-        name,
-        uid,
-        revision,
-        documents,
-        passages,
-        entities,
-        model,
-        _time(created),
-        _time(updated),
-        CollectionOptions(bool(reader_statistics)),
-    )
-
-
 def _resolve(connection: sqlite3.Connection, name: str) -> tuple[int, CollectionRevision]:
     row = connection.execute("SELECT id, uid, revision FROM collection WHERE name = ?", (name,)).fetchone()
     if row is None:
@@ -463,5 +462,5 @@ def _summary_of(connection: sqlite3.Connection, row: Sequence[Any]) -> DocumentS
         media_type=media_type,
         passage_count=passages,
         revision=revision,
-        update_time=_time(at),
+        update_time=time_of(at),
     )

@@ -9,15 +9,24 @@ from dataclasses import dataclass
 from urllib.parse import urldefrag
 
 import numpy as np
+from numpy.typing import NDArray
 
 from loremesh_agents.adapters.graph.filters import PhraseFilter, TitleFilter
 from loremesh_agents.adapters.graph.sqlite.audiences import AudienceChanges
 from loremesh_agents.adapters.graph.sqlite.connection import BACKEND
 from loremesh_agents.adapters.graph.sqlite.entities import EntityChanges
 from loremesh_agents.adapters.graph.sqlite.rows import execute_rows
-from loremesh_agents.adapters.graph.sqlite.schema import create_full_text, full_text_table, next_id
+from loremesh_agents.adapters.graph.sqlite.schema import VECTOR_TABLES, create_full_text, full_text_table, next_id
 from loremesh_agents.adapters.graph.sqlite.terms import TermChanges, TermIds
-from loremesh_agents.domain.document import CollectionOptions, DocumentWrite, Link, Outcome, PassageWrite, WriteResult
+from loremesh_agents.domain.document import (
+    CollectionOptions,
+    DocumentWrite,
+    Link,
+    Outcome,
+    PassageWrite,
+    ReembeddingPhase,
+    WriteResult,
+)
 from loremesh_agents.domain.errors import CollectionNotFound, EmbeddingMismatch, WriteConflict
 from loremesh_agents.domain.revision import CollectionRevision
 
@@ -33,6 +42,14 @@ class _Collection:
     embedding_model: str
     reader_statistics: int
     passage_count: int
+    vector_slot: int
+    other_model: str
+    other_phase: str
+
+    @property
+    def other_written(self) -> bool:
+        """Whether new passages get a vector of the other model."""
+        return self.other_phase not in ("", ReembeddingPhase.DROPPING.value)
 
 
 @dataclass(slots=True)
@@ -43,6 +60,7 @@ class _Totals:
     restricted: int = 0
     passages: int = 0
     terms: int = 0
+    other_vectors: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,9 +185,9 @@ class Writer:
                 taken.append(write)
                 replaced += [found] if found is not None and found.row is not None else []
         if taken:
-            self._check_embedding(embedding_model)
+            self._check_embedding(embedding_model, taken)
             self._remove(replaced)
-            self._insert(taken)
+            self._insert(taken, embedding_model)
             self._entities.settle()
         return results
 
@@ -215,16 +233,24 @@ class Writer:
         outcome = Outcome.UPDATED if exists else Outcome.CREATED
         return WriteResult(document.document_id, outcome, self._collection.revision + 1, len(write.passages), version)
 
-    def _check_embedding(self, model: str) -> None:
-        if not self._collection.passage_count and not self._totals.passages:
+    def _check_embedding(self, model: str, writes: Sequence[DocumentWrite]) -> None:
+        """Settles of which model the vectors are that count; `model` is that of the writes' own vectors."""
+        collection = self._collection
+        if model == collection.embedding_model:
+            return
+        if not collection.passage_count and not self._totals.passages:
+            # Nothing has a vector: neither those that count nor those of another model.
             self._connection.execute(
-                "UPDATE collection SET embedding_model = ? WHERE id = ?", (model, self._collection.id)
+                "UPDATE collection SET embedding_model = ?, other_model = '', other_phase = '', other_count = 0 WHERE id = ?",
+                (model, collection.id),
             )
-            self._collection = _load(self._connection, self._collection.name) or self._collection
-        elif model != self._collection.embedding_model:
-            raise EmbeddingMismatch(self._collection.name, self._collection.embedding_model or "none", model or "none")
+            self._collection = _load(self._connection, collection.name) or collection
+        elif not all(
+            collection.embedding_model in passage.further_vectors for write in writes for passage in write.passages
+        ):
+            raise EmbeddingMismatch(collection.name, collection.embedding_model or "none", model or "none")
 
-    def _insert(self, writes: Sequence[DocumentWrite]) -> None:
+    def _insert(self, writes: Sequence[DocumentWrite], embedding_model: str) -> None:
         self._changed = True
         connection = self._connection
         rows = list(enumerate(writes, self._next_document))
@@ -252,7 +278,8 @@ class Writer:
         self._totals.documents += len(rows)
         self._totals.restricted += sum(bool(write.document.readers) for write in writes)
         audiences = {row: self._audiences.of(write.document.readers) for row, write in rows}
-        self._insert_passages([(row, passage) for row, write in rows for passage in write.passages], audiences)
+        refs = self._insert_passages([(row, passage) for row, write in rows for passage in write.passages], audiences)
+        self._insert_vectors(refs, embedding_model)
 
     def _document_row(self, row: int, write: DocumentWrite) -> tuple[object, ...]:
         document = write.document
@@ -272,7 +299,33 @@ class Writer:
             self._now,
         )
 
-    def _insert_passages(self, writes: Sequence[tuple[int, PassageWrite]], audiences: Mapping[int, int]) -> None:
+    def _insert_vectors(self, passages: Sequence[tuple[int, PassageWrite]], given_model: str) -> None:
+        """Stores the vectors that count, and those of the other model as far as they were given."""
+        collection = self._collection
+
+        def of(passage: PassageWrite, model: str) -> NDArray[np.float32] | None:
+            return passage.vector if model == given_model else passage.further_vectors.get(model)
+
+        def insert(slot: int, model: str) -> int:
+            found = [(ref, of(passage, model)) for ref, passage in passages]
+            rows = [(ref, vector_bytes(vector)) for ref, vector in found if vector is not None]
+            execute_rows(self._connection, f"INSERT INTO {VECTOR_TABLES[slot]} VALUES {{rows}}", rows)
+            return len(rows)
+
+        insert(collection.vector_slot, collection.embedding_model)
+        if collection.other_written:
+            given = insert(1 - collection.vector_slot, collection.other_model)
+            self._totals.other_vectors += given
+            if given < len(passages) and collection.other_phase == ReembeddingPhase.KEPT.value:
+                self._connection.execute(
+                    "UPDATE collection SET other_phase = ? WHERE id = ?",
+                    (ReembeddingPhase.LAPSED.value, collection.id),
+                )
+
+    def _insert_passages(
+        self, writes: Sequence[tuple[int, PassageWrite]], audiences: Mapping[int, int]
+    ) -> list[tuple[int, PassageWrite]]:
+        """Stores passages without their vectors; gives them with their ids."""
         connection = self._connection
         rows = [(ref, *write) for ref, write in enumerate(writes, self._next_passage)]
         self._next_passage += len(rows)
@@ -307,15 +360,6 @@ class Writer:
         )
         table = full_text_table(self._collection.id)
         execute_rows(connection, f"INSERT INTO {table} (rowid, words, extra_terms, names) VALUES {{rows}}", searched)
-        execute_rows(
-            connection,
-            "INSERT INTO vector VALUES {rows}",
-            [
-                (ref, np.ascontiguousarray(write.vector, dtype="<f4").tobytes())
-                for ref, _, write in rows
-                if write.vector is not None
-            ],
-        )
         links = [(ref, *found) for ref, _, write in rows for found in {*map(_target, write.passage.links)}]
         execute_rows(
             connection,
@@ -326,6 +370,7 @@ class Writer:
         self._entities.insert([(ref, write) for ref, _, write in rows])
         self._totals.passages += len(rows)
         self._totals.terms += sum(write.length for _, _, write in rows)
+        return [(ref, write) for ref, _, write in rows]
 
     def _remove(self, stored: Sequence[_Stored]) -> None:
         if not stored:
@@ -354,8 +399,13 @@ class Writer:
             [("delete", row[0], *row[3:6]) for row in rows],
         )
         gone = json.dumps(refs)
-        for name in ("vector", "link", "passage_text"):
-            connection.execute(f"DELETE FROM {name} WHERE passage IN (SELECT value FROM json_each(?))", (gone,))
+        deleted = {
+            name: connection.execute(
+                f"DELETE FROM {name} WHERE passage IN (SELECT value FROM json_each(?))", (gone,)
+            ).rowcount
+            for name in (*VECTOR_TABLES, "link", "passage_text")
+        }
+        self._totals.other_vectors -= deleted[VECTOR_TABLES[1 - self._collection.vector_slot]]
         execute_rows(
             connection,
             "INSERT INTO removed_passage VALUES {rows}",
@@ -375,8 +425,8 @@ class Writer:
         totals = self._totals
         self._connection.execute(
             "UPDATE collection SET revision = ?, document_count = document_count + ?, restricted_count = restricted_count + ?,"
-            " passage_count = passage_count + ?, entity_count = entity_count + ?, term_total = term_total + ?, update_time = ?"
-            " WHERE id = ?",
+            " passage_count = passage_count + ?, entity_count = entity_count + ?, term_total = term_total + ?,"
+            " other_count = other_count + ?, update_time = ? WHERE id = ?",
             (
                 self._collection.revision + 1,
                 totals.documents,
@@ -384,6 +434,7 @@ class Writer:
                 totals.passages,
                 self._entities.added,
                 totals.terms,
+                totals.other_vectors,
                 self._now,
                 self._collection.id,
             ),
@@ -415,9 +466,15 @@ def _searched(write: PassageWrite) -> tuple[str, str, str]:
     return " ".join(write.spans.words), " ".join(write.further_terms), " ".join(write.spans.names)
 
 
+def vector_bytes(vector: NDArray[np.float32]) -> bytes:
+    """A vector as it is stored: little-endian float32."""
+    return np.ascontiguousarray(vector, dtype="<f4").tobytes()
+
+
 def _load(connection: sqlite3.Connection, name: str) -> _Collection | None:
     row = connection.execute(
-        "SELECT id, name, uid, revision, embedding_model, reader_statistics, passage_count FROM collection WHERE name = ?",
+        "SELECT id, name, uid, revision, embedding_model, reader_statistics, passage_count, vector_slot, other_model, other_phase"
+        " FROM collection WHERE name = ?",
         (name,),
     ).fetchone()
     return None if row is None else _Collection(*row)
@@ -462,7 +519,7 @@ def delete_collection(connection: sqlite3.Connection, name: str) -> bool:
         return False
     by_passage = "(SELECT id FROM passage WHERE collection = ?)"
     by_document = "(SELECT id FROM document WHERE collection = ?)"
-    for table in ("passage_text", "vector", "mention", "title"):
+    for table in ("passage_text", *VECTOR_TABLES, "mention", "title"):
         connection.execute(f"DELETE FROM {table} WHERE passage IN {by_passage}", (collection.id,))
     for table in ("document_reader", "document_metadata"):
         connection.execute(f"DELETE FROM {table} WHERE document IN {by_document}", (collection.id,))

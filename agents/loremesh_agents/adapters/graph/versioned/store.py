@@ -40,6 +40,7 @@ from loremesh_agents.domain.document import (
     Change,
     Collection,
     CollectionOptions,
+    CollectionVectors,
     DocumentSummary,
     DocumentWrite,
     Passage,
@@ -171,15 +172,27 @@ class VersionedGraphStore:
         return await self._in_turn(lambda _: ("", 0), work, deadline)
 
     async def sweep(self, *, deadline: Deadline) -> bool:
-        """Removes a bounded part of what no reader needs any more, as writes do besides; gives whether there may be more."""
+        """Removes a bounded part of what no reader needs any more, as writes do besides; gives whether there may be more.
+
+        Of a store at rest there is an end of it, though each removal is a version itself.
+        """
         head = await self._now(deadline)
-        if self._chain.horizon <= head.swept and not any(entry.since <= self._chain.horizon for entry in head.purging):
+        horizon = self._chain.horizon
+        ended = any(self._leaves_something(version) for version in range(head.swept + 1, horizon + 1))
+        if not ended and not any(entry.since <= horizon for entry in head.purging):
             return False
 
         async def work(head: Head, *_: object) -> tuple[Decision | None, bool]:
             return _committed(head), True
 
         return await self._in_turn(lambda _: ("", 0), work, deadline, eager=True)
+
+    def _leaves_something(self, version: int) -> bool:
+        """Whether there may be more to remove of a version than its claim."""
+        decision = self._chain.decision(version)
+        if decision is None or decision.outcome is Outcome.ABORTED:
+            return True
+        return decision.outcome is Outcome.COMMITTED and (decision.collection is not None or bool(decision.deleted))
 
     async def _write(
         self,
@@ -308,6 +321,11 @@ class VersionedGraphStore:
         """See the port."""
         return (await self._now(deadline)).collection(name).counted
 
+    async def vectors(self, collection: str, *, deadline: Deadline) -> CollectionVectors:
+        """See the port."""
+        state = (await self._now(deadline)).collection(collection)
+        return CollectionVectors(state.reached, state.embedding_model, state.passages)
+
     async def revision(self, collection: str, *, deadline: Deadline) -> CollectionRevision:
         """See the port."""
         return (await self._now(deadline)).collection(collection).reached
@@ -370,12 +388,15 @@ class VersionedGraphStore:
         return found
 
     async def vector_changes(
-        self, collection: str, *, after_revision: int, limit: int, deadline: Deadline
+        self, collection: str, *, model: str | None = None, after_revision: int, limit: int, deadline: Deadline
     ) -> VectorChanges:
         """See the port."""
         still_valid = self._validity()
         head = await self._now(deadline)
-        log = ChangeLog(self._engine, head.view, head.collection(collection))
+        state = head.collection(collection)
+        if model not in (None, state.embedding_model):
+            raise BackendUnavailable(f"vectors of {model or 'no model'} in {collection}")
+        log = ChangeLog(self._engine, head.view, state)
         found = await log.vector_changes(after_revision, limit, deadline)
         still_valid()
         return found
