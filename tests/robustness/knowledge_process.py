@@ -15,4 +15,5 @@ async def main() -> None:
     await serve(mesh, settings)
 
 
-asyncio.run(main())
+if __name__ == "__main__":  # the process that analyses documents imports this file
+    asyncio.run(main())
