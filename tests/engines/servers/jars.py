@@ -1,5 +1,6 @@
 """Servers as jars from Maven's registry, kept between runs."""
 
+import fcntl
 import os
 import subprocess
 from pathlib import Path
@@ -14,14 +15,18 @@ def jars(name: str) -> Path:
     folder = CACHE / name
     complete = folder / ".complete"
     pom = _POMS / f"{name}.xml"
-    if not complete.exists() or complete.read_text(encoding="utf-8") != pom.read_text(encoding="utf-8"):
-        subprocess.run(
-            [
-                *("mvn", "-q", "-B", "-f", str(pom), "dependency:copy-dependencies"),
-                *("-DincludeScope=runtime", f"-DoutputDirectory={folder}"),
-            ],
-            check=True,
-            stdin=subprocess.DEVNULL,
-        )
-        complete.write_text(pom.read_text(encoding="utf-8"), encoding="utf-8")
+    folder.mkdir(parents=True, exist_ok=True)
+    # Nodes that start side by side ask for the same jars.
+    with (CACHE / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not complete.exists() or complete.read_text(encoding="utf-8") != pom.read_text(encoding="utf-8"):
+            subprocess.run(
+                [
+                    *("mvn", "-q", "-B", "-f", str(pom), "dependency:copy-dependencies"),
+                    *("-DincludeScope=runtime", f"-DoutputDirectory={folder}"),
+                ],
+                check=True,
+                stdin=subprocess.DEVNULL,
+            )
+            complete.write_text(pom.read_text(encoding="utf-8"), encoding="utf-8")
     return folder
