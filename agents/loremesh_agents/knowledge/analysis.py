@@ -4,10 +4,12 @@ import asyncio
 import logging
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from multiprocessing.connection import wait
 
 from loremesh_agents.domain.document import Document, PassageWrite
@@ -20,11 +22,16 @@ _MANY = 64
 
 
 class Analysis:
-    """Analyses documents: a few in a thread, many in a process beside, so that they leave the interpreter to the writer."""
+    """Analyses documents: a few in a thread, many in a process beside, so that they leave the interpreter to the writer.
 
-    def __init__(self) -> None:
+    Args:
+        seconds: Time that the process may take for documents; then it is killed, and a thread does its work.
+    """
+
+    def __init__(self, *, seconds: float = 60.0) -> None:
+        self._seconds = seconds
         self._processes: ProcessPoolExecutor | None = None
-        self._started: Future[None] | None = None
+        self._started: Future[int] | None = None
 
     @property
     def beside(self) -> bool:
@@ -34,9 +41,16 @@ class Analysis:
     async def analyse(self, documents: Mapping[int, Document]) -> Analysed:
         """The passages of documents, by the keys given, and the texts to encode in the same order."""
         processes = self._ready() if len(documents) >= _MANY else None
-        if processes is not None:
+        if processes is not None and self._started is not None:
+            process = self._started
             try:
-                return await asyncio.get_running_loop().run_in_executor(processes, analysed, documents)
+                async with asyncio.timeout(self._seconds):
+                    return await asyncio.get_running_loop().run_in_executor(processes, analysed, documents)
+            except TimeoutError:
+                _log.warning("the process that analyses documents took more than %.0f s; it is killed", self._seconds)
+                with suppress(ProcessLookupError):
+                    os.kill(process.result(), signal.SIGKILL)
+                self.close()
             except BrokenProcessPool:
                 _log.warning("the process that analyses documents has died; another is started")
                 self.close()
@@ -48,7 +62,7 @@ class Analysis:
             # Forked children would inherit the event loop's and gRPC's threads in whatever state they are.
             context = multiprocessing.get_context("spawn")
             self._processes = ProcessPoolExecutor(1, mp_context=context, initializer=_end_with_parent)
-            self._started = self._processes.submit(_nothing)
+            self._started = self._processes.submit(os.getpid)
         return self._processes if self.beside else None
 
     def close(self) -> None:
@@ -67,10 +81,6 @@ def analysed(documents: Mapping[int, Document]) -> Analysed:
         found[place] = tuple(analyse(document, passage) for passage in passages)
         texts += [full_text(document.title, passage.headings, passage.text) for passage in passages]
     return found, texts
-
-
-def _nothing() -> None:
-    """What the process does first."""
 
 
 def _end_with_parent() -> None:

@@ -49,7 +49,19 @@ async def test_documents_outlive_the_process_that_analyses_them(caplog: pytest.L
         process.kill()
         assert await waiting == analysed(MANY)
         assert "has died" in caplog.text
-        assert (await started(analysis)).pid != process.pid
+        assert await analysis.analyse(MANY) == analysed(MANY)
+    finally:
+        analysis.close()
+
+
+async def test_documents_do_not_wait_for_a_process_that_does_not_answer(caplog: pytest.LogCaptureFixture) -> None:
+    analysis = Analysis(seconds=5)
+    try:
+        process = await started(analysis)
+        process.suspend()
+        assert await analysis.analyse(MANY) == analysed(MANY)
+        assert "took more than 5 s" in caplog.text
+        await asyncio.to_thread(process.wait, PATIENCE)
     finally:
         analysis.close()
 
