@@ -95,5 +95,9 @@ class DeadlineInterceptor:
 
 
 def _rounding(seconds: float) -> float:
-    """How much later than its caller's a deadline may be: gRPC sends milliseconds, of long times three digits, and rounds up."""
-    return 10.0 ** (math.floor(math.log10(max(seconds, 0.1))) - 2)
+    """How much later than its caller's a deadline may be, in seconds.
+
+    gRPC sends milliseconds, of long times three digits, and rounds up. What is left here may have one digit less than what was
+    sent when a busy process comes to it late, so the step is that of a time twice as long.
+    """
+    return 10.0 ** (math.floor(math.log10(max(2 * seconds, 0.1))) - 2)
