@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import cast
@@ -16,6 +17,7 @@ from loremesh_agents.runtime.interceptors.base import Proceed
 
 _TRANSIT = 0.02
 """Seconds by which a caller may begin to count before us. When its deadline passes it resets the stream, and that looks like a cancel."""
+_CLOCK_STEP = 0.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,7 @@ class DeadlineInterceptor:
             StreamIdle: No message went either way for too long.
         """
         times = self._options.methods.get(call.method.full_name, self._options.default)
+        now = time.monotonic()  # before gRPC reads its clock: a pause between the two must not make the deadline later
         # gRPC gives None without a deadline, whatever its type says.
         given = cast("float | None", call.servicer_context.time_remaining())
         seconds = times.default_deadline if given is None else given
@@ -68,7 +71,7 @@ class DeadlineInterceptor:
         if seconds is not None:
             if seconds < self._options.floor:
                 raise BudgetExhausted(self._agent, "admission")
-            deadline = Deadline.after(seconds if given is None else seconds - _rounding(seconds))
+            deadline = Deadline(now + (seconds if given is None else seconds - _rounding(seconds)))
             call.set_context(replace(call.request_context, deadline=deadline))
         idle_timeout = times.idle_timeout if call.method.streaming else None
         idle: IdleTimer | None = None
@@ -95,9 +98,10 @@ class DeadlineInterceptor:
 
 
 def _rounding(seconds: float) -> float:
-    """How much later than its caller's a deadline may be, in seconds.
+    """How much later than its caller's a deadline may be, in seconds; the way of the request is not counted.
 
     gRPC sends milliseconds, of long times three digits, and rounds up. What is left here may have one digit less than what was
-    sent when a busy process comes to it late, so the step is that of a time twice as long.
+    sent when a busy process comes to it late, so the step is that of a time twice as long. The clocks of both sides, which have
+    steps of a millisecond, are rounded up as well.
     """
-    return 10.0 ** (math.floor(math.log10(max(2 * seconds, 0.1))) - 2)
+    return 10.0 ** (math.floor(math.log10(max(2 * seconds, 0.1))) - 2) + 2 * _CLOCK_STEP
