@@ -3,7 +3,8 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from typing import TypeAlias
+from contextlib import asynccontextmanager
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,13 +94,16 @@ class RetrieverService:
             LoremeshError: As `GraphStore.snapshot`.
         """
         search = _Search(self, request)
-        async with self._graph.snapshot(
-            request.collections,
-            principal=principal,
-            filter=request.filter,
-            consistency=request.consistency,
-            deadline=deadline,
-        ) as snapshot:
+        async with (
+            search.encoding(deadline),
+            self._graph.snapshot(
+                request.collections,
+                principal=principal,
+                filter=request.filter,
+                consistency=request.consistency,
+                deadline=deadline,
+            ) as snapshot,
+        ):
             async for event in search.run(snapshot, deadline):
                 yield event
 
@@ -168,10 +172,26 @@ class _Search:
         self._began = time.monotonic()
         self._timings: dict[str, float] = {}
         self._model = ""
+        self._encoding: asyncio.Task[NDArray[np.float32]] | None = None
         if not self._terms:
             raise InvalidRequest.of("question", "it must hold at least one word or number")
         if len(request.question) > limit:
             self._leave_out("question", DegradationReason.LIMIT, f"Only the first {limit} characters were searched.")
+
+    @asynccontextmanager
+    async def encoding(self, deadline: Deadline) -> AsyncGenerator[None]:
+        """Has the question encoded while the snapshot is opened; with several models, only the snapshot tells which one is wanted."""
+        models = self._service.models
+        if len(models) != 1:
+            yield
+            return
+        self._model = models[0]
+        share = deadline.fraction(self._service.settings.vector_share)
+        self._encoding = asyncio.create_task(self._encode([self._question], share))
+        try:
+            yield
+        finally:
+            await _ended(self._encoding)
 
     async def run(self, snapshot: GraphSnapshot, deadline: Deadline) -> AsyncGenerator[Evidence | Completion]:
         ranking = await self._candidates(snapshot, deadline)
@@ -254,7 +274,7 @@ class _Search:
         spans = candidate_spans(self._question)
         context = self._request.context
         keys = {span.key for span in spans} | {entity_key(name) for name in context.entities}
-        encoding = asyncio.create_task(self._encoded(snapshot, deadline))
+        searching = asyncio.create_task(self._encoded(snapshot, deadline))
         try:
             entry = await snapshot.enter(
                 terms=self._terms,
@@ -264,12 +284,11 @@ class _Search:
                 deadline=deadline,
             )
             matching = await self._matching(entry.statistics.document_frequencies, snapshot, deadline)
-            vector, near = await encoding
+            vector, near = await searching
             if vector is not None:
                 near = await self._readable_near(vector, near, snapshot, deadline)
         finally:
-            encoding.cancel()
-            await asyncio.wait([encoding])
+            await _ended(searching)
         self._lap("candidates")
         entities = link(spans, entry.entities, context.entities)
         ranking = Ranking(self._terms, entry.statistics, vector, entities)
@@ -308,7 +327,7 @@ class _Search:
         share = deadline.fraction(settings.vector_share)
         try:
             async with asyncio.timeout(share.remaining()):
-                (vector,) = await self._encode([self._question], share)
+                (vector,) = await (self._encoding or self._encode([self._question], share))
                 near = await self._service.near(
                     self._model, vector, snapshot, share, self._most(settings.vector_candidates)
                 )
@@ -397,6 +416,12 @@ class _Search:
         else:
             last = EdgeKind.REFERS_TO if seed is not None else EdgeKind.EARLIER_TURN
         return (*steps, PathStep(last, passage_id=passage.passage_id, title=passage.title))
+
+
+async def _ended(task: asyncio.Task[Any]) -> None:
+    """Waits until a task is at its end, which comes now; what it raised was for those who have waited for it."""
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 async def _readable(

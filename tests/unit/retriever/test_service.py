@@ -16,12 +16,13 @@ from loremesh_agents.adapters.vector.faiss import FaissVectorIndex
 from loremesh_agents.domain.answer import Completion, DegradationReason
 from loremesh_agents.domain.conversation import PassageReference, RetrievalContext
 from loremesh_agents.domain.deadline import Deadline
-from loremesh_agents.domain.errors import BackendUnavailable, BudgetExhausted, InvalidRequest
+from loremesh_agents.domain.errors import BackendUnavailable, BudgetExhausted, CollectionNotFound, InvalidRequest
 from loremesh_agents.domain.evidence import EdgeKind, Evidence
 from loremesh_agents.domain.lexicon import search_terms
 from loremesh_agents.domain.principal import ANONYMOUS, Principal
 from loremesh_agents.domain.ranker import SIGNALS
 from loremesh_agents.domain.retrieval import PassageRef, Profile, RetrievalRequest
+from loremesh_agents.domain.revision import CollectionRevision, Consistency
 from loremesh_agents.ports.embedding import Embedder
 from loremesh_agents.retriever.service import RetrieverService
 from loremesh_agents.retriever.settings import RetrieverSettings
@@ -50,6 +51,17 @@ class WordEmbedder:
 
     async def close(self) -> None:
         return
+
+
+class NotedEmbedder(WordEmbedder):
+    """Notes that it was asked."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+
+    async def embed(self, texts: Sequence[str], *, deadline: Deadline) -> NDArray[np.float32]:
+        self.asked.set()
+        return await super().embed(texts, deadline=deadline)
 
 
 class LateEmbedder(WordEmbedder):
@@ -136,6 +148,32 @@ async def test_an_encoder_that_is_down_costs_no_evidence(store: SqliteGraphStore
     evidence, completion = await found(service(store, vectors, DownEmbedder()), ASKED)
     assert documents(evidence)[:2] == ["acme", "jane"]
     assert reasons(completion) == [("vectors", DegradationReason.UNAVAILABLE)]
+
+
+async def test_a_question_is_encoded_while_it_waits_for_a_revision(
+    store: SqliteGraphStore, vectors: FaissVectorIndex
+) -> None:
+    embedder = NotedEmbedder()
+    collection = await store.collection("docs", deadline=soon())
+    awaited = CollectionRevision("docs", collection.collection_uid, collection.revision + 1)
+    request = replace(ASKED, consistency=Consistency({"docs": awaited}))
+    asking = asyncio.create_task(found(service(store, vectors, embedder), request))
+    async with asyncio.timeout(10):
+        await embedder.asked.wait()
+        assert not asking.done()
+        new = document("head", "Jane Doe of Acme Corporation", "Jane Doe heads Acme Corporation.")
+        await store.write("docs", writes(new), embedding_model="", deadline=soon())
+        evidence, _ = await asking
+    assert "head" in documents(evidence)
+
+
+async def test_a_question_to_an_unknown_collection_leaves_no_encoding_behind(
+    store: SqliteGraphStore, vectors: FaissVectorIndex
+) -> None:
+    running = asyncio.all_tasks()
+    with pytest.raises(CollectionNotFound):
+        await found(service(store, vectors, LateEmbedder()), replace(ASKED, collections=("none",)))
+    assert asyncio.all_tasks() == running
 
 
 async def test_rounds_are_left_out_when_time_is_short(store: SqliteGraphStore) -> None:
