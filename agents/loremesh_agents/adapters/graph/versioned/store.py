@@ -14,10 +14,10 @@ from loremesh_agents.adapters.graph.versioned.chain import Chain, Head
 from loremesh_agents.adapters.graph.versioned.concurrently import both
 from loremesh_agents.adapters.graph.versioned.contents import contents
 from loremesh_agents.adapters.graph.versioned.engine import Access, GraphEngine, PassageRow
-from loremesh_agents.adapters.graph.versioned.features import FeatureCache
 from loremesh_agents.adapters.graph.versioned.identifiers import decision_id, first_ref, refs_of
 from loremesh_agents.adapters.graph.versioned.log import ChangeLog, read_documents
 from loremesh_agents.adapters.graph.versioned.memory import WriterMemory
+from loremesh_agents.adapters.graph.versioned.passages import PassageCache
 from loremesh_agents.adapters.graph.versioned.schema import require_current
 from loremesh_agents.adapters.graph.versioned.sending import Sending
 from loremesh_agents.adapters.graph.versioned.snapshot import Reading, VersionedSnapshot
@@ -88,7 +88,7 @@ class VersionedGraphStore:
         self._clock = clock or Clock()
         self._chain = Chain(engine, self._clock, self._timing, time.time)
         self._memory = WriterMemory()
-        self._features = FeatureCache()
+        self._passages = PassageCache()
         self._buckets = Buckets()
         self._sweeping = Sweeping(engine, self._chain, self._clock, self._timing)
         self._writing = asyncio.Lock()
@@ -438,7 +438,7 @@ class VersionedGraphStore:
         head = await self._now(deadline)
         names = list(dict.fromkeys(collections)) or sorted(head.collections)[:_MOST_COLLECTIONS]
         reading = Reading([head.collection(name) for name in names], head.view, principal, filter)
-        yield VersionedSnapshot(self._engine, reading, self._features, self._buckets, still_valid)
+        yield VersionedSnapshot(self._engine, reading, self._passages, self._buckets, still_valid)
 
     async def watch(self, collection: str, *, after_revision: int) -> AsyncGenerator[CollectionRevision]:
         """See the port."""
