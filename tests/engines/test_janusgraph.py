@@ -208,30 +208,6 @@ async def _race(first: JanusGraphEngine, second: JanusGraphEngine, rounds: int) 
         assert found[f"c{number}"].properties == claims[told.index(True)].properties
 
 
-async def test_an_entity_with_many_mentions_costs_a_bounded_read() -> None:
-    count = 20_000
-    async with opened_janusgraph("inmemory") as engine:
-        passages = [
-            Vertex(VertexLabel.PASSAGE, f"p{ref}", {"ref": ref, "uid": "u1"}, {"readers": ["*"]})
-            for ref in range(count)
-        ]
-        hub = Vertex(VertexLabel.ENTITY, "e1", {"entity_key": "hub", "uid": "u1", "size": count})
-        edges = [Edge(EdgeLabel.MENTIONS, f"p{ref}", "e1", {"kind": 1}) for ref in range(count)]
-        bears = [Edge(EdgeLabel.BEARS, "p0", "e1", {"weight": 1.0, "title": "Hub"})]
-        await engine.apply(Changes(vertices=[*passages, hub]), unless="d1", deadline=Deadline.after(60))
-        await engine.apply(Changes(edges=[*edges, *bears]), unless="d1", deadline=Deadline.after(60))
-        access = Access(("u1",), 1 << 40, ("*",))
-        times: list[float] = []
-        for _ in range(20):
-            began = time.monotonic()
-            found = await engine.neighbourhood([7], [], access, title_limit=5, mention_limit=50, deadline=soon())
-            times.append(time.monotonic() - began)
-        assert [row.passage.ref for row in found.titles] == [0]
-        assert (list(found.mentions), found.entities["e1"].properties["size"]) == ([], count)
-        # All mentions take seconds to read.
-        assert sorted(times)[10] < 0.5
-
-
 async def test_a_name_that_very_many_passages_bear_costs_a_bounded_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(traversals, "_MOST_TITLES", 50)
     async with opened_janusgraph("inmemory") as engine:

@@ -339,8 +339,11 @@ class VersionedSnapshot:
         around = _Around()
         around.take(await self._neighbourhood(seeds, vertices, title_limit, mention_limit, deadline), self._view)
         # The same entity in another collection.
-        siblings = self._vertices({entity.key for entity in around.entities.values()})
-        siblings = siblings.difference(around.entities, vertices) if len(self._names) > 1 else set[str]()
+        if len(self._names) > 1:
+            siblings = self._vertices({entity.key for entity in around.entities.values()})
+            siblings = siblings.difference(around.entities, vertices)
+        else:
+            siblings = set[str]()
         if siblings:
             around.take(await self._neighbourhood((), siblings, title_limit, mention_limit, deadline), self._view)
         await self._complete(around, title_limit, mention_limit, deadline)
