@@ -5,6 +5,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,13 +15,17 @@ from loremesh_agents.adapters.graph.gremlin import traversals
 from loremesh_agents.adapters.graph.gremlin.connection import Connections, Script
 from loremesh_agents.adapters.graph.gremlin.endpoint import janusgraph_endpoint
 from loremesh_agents.adapters.graph.gremlin.janusgraph import JanusGraphEngine
+from loremesh_agents.adapters.graph.versioned import VersionedGraphStore
 from loremesh_agents.adapters.graph.versioned.engine import Access, Changes, Edge, Vertex
 from loremesh_agents.adapters.graph.versioned.schema import migrate, require_current
 from loremesh_agents.domain.deadline import Deadline
-from loremesh_agents.domain.errors import BackendUnavailable, BudgetExhausted, ConfigurationError
+from loremesh_agents.domain.errors import BackendUnavailable, BudgetExhausted, ConfigurationError, StorageFull
 from loremesh_agents.domain.graph_schema import VERSION, EdgeLabel, VertexLabel
+from tests.documents import document, writes
 from tests.engines.gremlin_engines import opened_janusgraph
+from tests.engines.search_indexes import define
 from tests.engines.servers import janusgraph
+from tests.engines.servers.cassandra import Cassandra
 from tests.engines.servers.janusgraph import JanusGraph
 from tests.engines.servers.process import free_port
 
@@ -195,6 +200,60 @@ async def test_of_two_servers_on_one_cassandra_one_client_is_told_that_it_made_a
         finally:
             await second.close()
             other.stop()
+
+
+@pytest.mark.timeout(540)
+async def test_where_the_disk_of_cassandra_is_full_a_write_fails_and_nobody_sees_half_of_it(tmp_path: Path) -> None:
+    node = Cassandra(tmp_path / "cassandra", authentication=True)
+    graph = None
+    try:
+        await asyncio.to_thread(
+            partial(
+                define,
+                node,
+                # Whom Cassandra calls super it lets write on.
+                "CREATE ROLE graph WITH PASSWORD = 'graph' AND LOGIN = true",
+                "GRANT ALL PERMISSIONS ON ALL KEYSPACES TO graph",
+                user="cassandra",
+                password="cassandra",
+            )
+        )
+        graph = JanusGraph(tmp_path / "janusgraph", "cql", cassandra=[node], user="graph")
+        store = VersionedGraphStore(JanusGraphEngine(janusgraph_endpoint("stores.graph", graph.url, "")))
+        await migrate(store.engine, deadline=Deadline.after(60))
+
+        async def put(*names: str) -> None:
+            found = writes(*(document(name, name, f"The {name} stands near the Thames.") for name in names))
+            # More than the time after which others give up the turn of a writer that could not say that it has failed.
+            await store.write("c", found, embedding_model="", deadline=Deadline.after(120))
+
+        async def held() -> set[str]:
+            until = Deadline.after(90)
+            while True:
+                try:
+                    return set(await store.content_hashes("c", ["tower", "bridge", "gate"], deadline=until))
+                except BackendUnavailable:
+                    await asyncio.sleep(0.5)  # JanusGraph says nowhere when it has found Cassandra again
+
+        await put("tower")
+        node.stop()
+        node.restart(full=True)
+        assert await held() == {"tower"}
+        await asyncio.sleep(3)  # nor does Cassandra say when it has looked at its disk
+        for _ in range(2):
+            with pytest.raises(StorageFull):
+                await put("bridge", "gate")
+        assert await held() == {"tower"}
+        node.stop()
+        node.restart()
+        assert await held() == {"tower"}
+        await put("bridge", "gate")
+        assert await held() == {"tower", "bridge", "gate"}
+        await store.close()
+    finally:
+        if graph is not None:
+            graph.kill()
+        node.kill()
 
 
 async def _race(first: JanusGraphEngine, second: JanusGraphEngine, rounds: int) -> None:

@@ -172,9 +172,7 @@ async def test_a_server_that_stands_still_costs_no_more_than_the_deadline(engine
 
 
 @pytest.mark.timeout(480)
-async def test_where_the_disk_is_full_a_write_fails_and_nobody_sees_half_of_it(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+async def test_where_the_disk_is_full_a_write_fails_and_nobody_sees_half_of_it() -> None:
     server = neo4j.shared()
     async with opened_neo4j() as engine:
         store = VersionedGraphStore(engine)
@@ -194,14 +192,6 @@ async def test_where_the_disk_is_full_a_write_fails_and_nobody_sees_half_of_it(
             for work in (put("bridge", "gate"), put("bridge"), held()):
                 with pytest.raises(BackendUnavailable):
                     await work
-            server.kill()
-            server.start(read_only=True)
-            assert await held() == {"tower"}
-            caplog.clear()
-            with pytest.raises(BackendUnavailable):
-                await put("bridge")
-            assert "ForbiddenOnReadOnlyDatabase" in caplog.text
-            assert await held() == {"tower"}
         finally:
             server.kill()
             server.start()

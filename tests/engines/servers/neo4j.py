@@ -39,8 +39,6 @@ dbms.usage_report.enabled=false
 db.tx_log.preallocate=false
 """
 
-_READ_ONLY = "server.databases.default_to_read_only=true\n"
-
 
 class Neo4jServer:
     """A server that keeps its port and its data when it is started again.
@@ -73,15 +71,8 @@ class Neo4jServer:
         """Where it is."""
         return f"{scheme}://{self.user}@127.0.0.1:{self.port}/{self.database}"
 
-    def start(self, *, read_only: bool = False) -> None:
-        """Returns when it serves.
-
-        Args:
-            read_only: Whether its databases take no writes.
-        """
-        configuration = self.folder / "conf" / "neo4j.conf"
-        lines = configuration.read_text().replace(_READ_ONLY, "")
-        configuration.write_text(lines + (_READ_ONLY if read_only else ""))
+    def start(self) -> None:
+        """Returns when it serves."""
         log = self.folder / "logs" / "neo4j.log"
         log.unlink(missing_ok=True)
         command = [
