@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
-from typing import Any, TypeAlias, TypeVar
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,8 +42,6 @@ _FAST_MENTION_LIMIT = 30
 _MOST_PROPOSALS = 6400
 """Proposals of an index that are looked through for readable ones."""
 
-_First = TypeVar("_First")
-_Second = TypeVar("_Second")
 Relevance: TypeAlias = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 
@@ -170,7 +168,6 @@ class _Search:
         self._began = time.monotonic()
         self._timings: dict[str, float] = {}
         self._model = ""
-        self._fetched: Mapping[PassageRef, Passage] = {}
         if not self._terms:
             raise InvalidRequest.of("question", "it must hold at least one word or number")
         if len(request.question) > limit:
@@ -187,8 +184,11 @@ class _Search:
             self._service.weigh(ranking)
         self._lap("rank")
         ranked = ranking.top(self._request.k)
-        missing = [ref for ref in _shown(ranked) if ref not in self._fetched]
-        passages = {**self._fetched, **(await snapshot.fetch(missing, deadline=deadline) if missing else {})}
+        seeds_in_trails = {
+            entry.trail.seed for entry in ranked if entry.trail is not None and entry.trail.seed is not None
+        }
+        refs = list(dict.fromkeys([*(entry.ref for entry in ranked), *seeds_in_trails]))
+        passages = await snapshot.fetch(refs, deadline=deadline)
         self._lap("fetch")
         given = 0
         for entry in ranked:
@@ -208,14 +208,14 @@ class _Search:
 
     async def _propagate(self, ranking: Ranking, snapshot: GraphSnapshot, deadline: Deadline) -> None:
         named = frozenset(ranking.linked)
-        for number in range(_ROUNDS):
+        for _ in range(_ROUNDS):
             frontier = ranking.frontier()
             if frontier and deadline.remaining() < self._service.settings.expansion_reserve:
                 self._leave_out("graph", DegradationReason.BUDGET, "A round through the graph was left out.")
                 break
             expansion = None
             if frontier:
-                expanding = snapshot.expand(
+                expansion = await snapshot.expand(
                     frontier,
                     self._terms,
                     entities=named,
@@ -224,12 +224,6 @@ class _Search:
                     title_limit=self._service.settings.titles_per_entity,
                     deadline=deadline,
                 )
-                if number + 1 == _ROUNDS:
-                    # Most of what is best now is so in the end.
-                    likely = _shown(ranking.top(self._request.k))
-                    expansion, self._fetched = await _both(expanding, snapshot.fetch(likely, deadline=deadline))
-                else:
-                    expansion = await expanding
                 named = frozenset[str]()  # the ranking has what the first round found around them
             ranking.propagate(expansion)
 
@@ -408,22 +402,6 @@ class _Search:
         else:
             last = EdgeKind.REFERS_TO if seed is not None else EdgeKind.EARLIER_TURN
         return (*steps, PathStep(last, passage_id=passage.passage_id, title=passage.title))
-
-
-def _shown(ranked: Sequence[Ranked]) -> list[PassageRef]:
-    """The passages that an answer shows, those among them that it came from."""
-    seeds = (entry.trail.seed for entry in ranked if entry.trail is not None and entry.trail.seed is not None)
-    return list(dict.fromkeys([*(entry.ref for entry in ranked), *seeds]))
-
-
-async def _both(first: Coroutine[Any, Any, _First], second: Coroutine[Any, Any, _Second]) -> tuple[_First, _Second]:
-    """What two coroutines return. Where one fails the other is cancelled, and its error is raised as it is."""
-    following = asyncio.create_task(second)
-    try:
-        return await first, await following
-    finally:
-        following.cancel()
-        await asyncio.gather(following, return_exceptions=True)
 
 
 async def _readable(
