@@ -244,6 +244,37 @@ async def test_a_question_asked_again_reads_no_statistics_anew(graph: Graph) -> 
     assert statistics.document_frequencies == {"ada": 1, "babbage": 2}
 
 
+async def test_passages_that_were_read_before_are_asked_for_again_only_where_they_may_have_gone(graph: Graph) -> None:
+    store = VersionedGraphStore(MemoryEngine(graph))
+    await put(store, document("a", "Ada", "Ada met Babbage."), document("b", "B", "Babbage stayed."))
+
+    async def shown(names: list[str]) -> tuple[list[str], int]:
+        """The texts of some passages that are candidates, and how many requests these took."""
+        async with store.snapshot(
+            ["c"], principal=ANONYMOUS, filter=EVERYTHING, consistency=LATEST, deadline=soon()
+        ) as snapshot:
+            before = store.engine.requests
+            features = await snapshot.features(refs, ["ada"], deadline=soon())
+            assert list(features.passage_ids) == [f"c/{name}#0" for name in names]
+            passages = await snapshot.fetch(features.refs, deadline=soon())
+            return [passages[ref].text for ref in features.refs], store.engine.requests - before
+
+    async with store.snapshot(
+        ["c"], principal=ANONYMOUS, filter=EVERYTHING, consistency=LATEST, deadline=soon()
+    ) as snapshot:
+        places = [("c", "a#0"), ("c", "b#0")]
+        refs = list((await snapshot.enter(passages=places, deadline=soon())).passages.values())
+    assert await shown(["a", "b"]) == (["Ada met Babbage.", "Babbage stayed."], 1)
+    assert await shown(["a", "b"]) == (["Ada met Babbage.", "Babbage stayed."], 0)
+    await store.delete_documents("c", ["a"], deadline=soon())
+    assert await shown(["b"]) == (["Babbage stayed."], 1)
+    assert await shown(["b"]) == (["Babbage stayed."], 1), "the one that has gone is looked for"
+    # Not everybody may read everything any more.
+    await put(store, document("h", "Hidden", "Ada rests.", readers=frozenset({"few"})))
+    assert await shown(["b"]) == (["Babbage stayed."], 1)
+    assert await shown(["b"]) == (["Babbage stayed."], 1)
+
+
 async def test_who_waits_for_a_living_writer_in_vain_is_told(graph: Graph, store: VersionedGraphStore) -> None:
     graph.add_vertex(Vertex(VertexLabel.CLAIM, "claim1", {"claim": "{}"}))
     with pytest.raises(WriteConflict):

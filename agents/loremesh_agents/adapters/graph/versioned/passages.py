@@ -17,10 +17,10 @@ from loremesh_agents.adapters.graph.versioned.texts import Body
 from loremesh_agents.domain.document import Passage
 from loremesh_agents.domain.retrieval import PassageFeatures, PassageRef
 
-FIELDS = ("features", "vector", "uid")
-"""What must be read of a passage."""
 SHOWN_FIELDS = ("body", "uid")
 """What must be read of a passage that is to be shown."""
+FIELDS = ("features", "vector", *SHOWN_FIELDS)
+"""What is read of a candidate: its text as well, for another request would cost more than the texts that nobody is shown."""
 _CAPACITY = 16_384
 _MOST_BODY_BYTES = 32 << 20
 _BODY_OVERHEAD = 1024
@@ -47,7 +47,7 @@ class PassageCache:
     def __init__(self) -> None:
         self._kept: OrderedDict[int, KeptPassage] = OrderedDict()
         self._there: dict[int, int] = {}
-        self._bodies: OrderedDict[int, tuple[str, Body, int]] = OrderedDict()
+        self._bodies: OrderedDict[int, tuple[str, str]] = OrderedDict()
         self._body_bytes = 0
 
     def missing(self, refs: Iterable[int]) -> list[int]:
@@ -62,6 +62,7 @@ class PassageCache:
             features = Features.decoded(str(row.properties["features"]))
             raw = vector if isinstance(vector, bytes) else b""
             fresh[row.ref] = KeptPassage(str(row.properties["uid"]), features, raw)
+            self.take_body(row)
         self._kept.update(fresh)
         while len(self._kept) > _CAPACITY:
             oldest, _ = self._kept.popitem(last=False)
@@ -94,35 +95,34 @@ class PassageCache:
         kept = self._kept.get(ref)
         return kept is not None and kept.uid in revisions and self._there.get(ref) == revisions[kept.uid]
 
-    def take_bodies(self, rows: Iterable[PassageRow], names: Mapping[str, str]) -> dict[int, Passage]:
-        """Keeps what was read, with `SHOWN_FIELDS`; gives the passages.
-
-        Args:
-            rows: What was read.
-            names: Of the collections, by uid.
-        """
-        fresh: dict[int, Passage] = {}
-        for row in rows:
-            text, uid = str(row.properties["body"]), str(row.properties["uid"])
-            body, size = Body.decoded(text), 2 * len(text) + _BODY_OVERHEAD
-            _, _, before = self._bodies.pop(row.ref, ("", body, 0))
-            self._body_bytes += size - before
-            self._bodies[row.ref] = uid, body, size
-            fresh[row.ref] = body.shown(names[uid])
+    def take_body(self, row: PassageRow) -> None:
+        """Keeps the text of a passage, that was read with `SHOWN_FIELDS` or more."""
+        text = str(row.properties["body"])
+        _, before = self._bodies.pop(row.ref, ("", ""))
+        self._bodies[row.ref] = str(row.properties["uid"]), text
+        self._body_bytes += _size(text) - (_size(before) if before else 0)
         while self._body_bytes > _MOST_BODY_BYTES:
-            _, (_, _, size) = self._bodies.popitem(last=False)
-            self._body_bytes -= size
-        return fresh
+            _, (_, oldest) = self._bodies.popitem(last=False)
+            self._body_bytes -= _size(oldest)
 
     def shown(self, refs: Iterable[int], names: Mapping[str, str]) -> dict[int, Passage]:
-        """Those of the passages whose text is kept; `names` as of `take_bodies`."""
+        """Those of the passages whose text is kept.
+
+        Args:
+            refs: The passages.
+            names: Of the collections, by uid.
+        """
         found: dict[int, Passage] = {}
         for ref in refs:
             if ref in self._bodies:
                 self._bodies.move_to_end(ref)
-                uid, body, _ = self._bodies[ref]
-                found[ref] = body.shown(names[uid])
+                uid, text = self._bodies[ref]
+                found[ref] = Body.decoded(text).shown(names[uid])
         return found
+
+
+def _size(text: str) -> int:
+    return 2 * len(text) + _BODY_OVERHEAD
 
 
 def passage_features(found: dict[int, KeptPassage], names: Mapping[str, str], terms: Sequence[str]) -> PassageFeatures:

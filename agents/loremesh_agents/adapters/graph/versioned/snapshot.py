@@ -252,8 +252,11 @@ class VersionedSnapshot:
         require_time(deadline)
         kept = self._kept.shown((ref for ref in refs if ref in self._sure), self._names)
         rows = await self._passages([ref for ref in refs if ref not in kept], SHOWN_FIELDS, deadline)
+        for row in rows:
+            self._kept.take_body(row)
         self._still_valid()
-        return {PassageRef(ref): passage for ref, passage in (kept | self._kept.take_bodies(rows, self._names)).items()}
+        kept |= self._kept.shown((row.ref for row in rows), self._names)
+        return {PassageRef(ref): passage for ref, passage in kept.items()}
 
     async def _passages(self, refs: Group[int], fields: Group[str], deadline: Deadline) -> list[PassageRow]:
         require_time(deadline)
