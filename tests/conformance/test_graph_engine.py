@@ -719,13 +719,16 @@ async def test_callers_that_leave_harm_nobody(engine: GraphEngine) -> None:
     async def work() -> None:
         await engine.passages(range(2_000), EVERYTHING, fields=["uid"], deadline=soon())
 
+    left = 0
     for turns in range(12):
         task = asyncio.create_task(work())
         for _ in range(turns):
             await asyncio.sleep(0)
+        # On a busy machine a turn may take longer than the answer.
         task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
+        await asyncio.wait([task])
+        left += task.cancelled()
+    assert left
     rounds = await asyncio.gather(*(seen(engine, EVERYTHING, range(ref, ref + 5)) for ref in range(20)))
     assert rounds == [set(range(ref, ref + 5)) for ref in range(20)]
 

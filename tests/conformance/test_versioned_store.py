@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from unittest.mock import patch
 
 import pytest
@@ -243,6 +244,37 @@ async def test_a_question_asked_again_reads_no_statistics_anew(graph: Graph) -> 
     assert statistics.document_frequencies == {"ada": 1, "babbage": 2}
 
 
+async def test_passages_that_were_read_before_are_asked_for_again_only_where_they_may_have_gone(graph: Graph) -> None:
+    store = VersionedGraphStore(MemoryEngine(graph))
+    await put(store, document("a", "Ada", "Ada met Babbage."), document("b", "B", "Babbage stayed."))
+
+    async def shown(names: list[str]) -> tuple[list[str], int]:
+        """The texts of some passages that are candidates, and how many requests these took."""
+        async with store.snapshot(
+            ["c"], principal=ANONYMOUS, filter=EVERYTHING, consistency=LATEST, deadline=soon()
+        ) as snapshot:
+            before = store.engine.requests
+            features = await snapshot.features(refs, ["ada"], deadline=soon())
+            assert list(features.passage_ids) == [f"c/{name}#0" for name in names]
+            passages = await snapshot.fetch(features.refs, deadline=soon())
+            return [passages[ref].text for ref in features.refs], store.engine.requests - before
+
+    async with store.snapshot(
+        ["c"], principal=ANONYMOUS, filter=EVERYTHING, consistency=LATEST, deadline=soon()
+    ) as snapshot:
+        places = [("c", "a#0"), ("c", "b#0")]
+        refs = list((await snapshot.enter(passages=places, deadline=soon())).passages.values())
+    assert await shown(["a", "b"]) == (["Ada met Babbage.", "Babbage stayed."], 1)
+    assert await shown(["a", "b"]) == (["Ada met Babbage.", "Babbage stayed."], 0)
+    await store.delete_documents("c", ["a"], deadline=soon())
+    assert await shown(["b"]) == (["Babbage stayed."], 1)
+    assert await shown(["b"]) == (["Babbage stayed."], 1), "the one that has gone is looked for"
+    # Not everybody may read everything any more.
+    await put(store, document("h", "Hidden", "Ada rests.", readers=frozenset({"few"})))
+    assert await shown(["b"]) == (["Babbage stayed."], 1)
+    assert await shown(["b"]) == (["Babbage stayed."], 1)
+
+
 async def test_who_waits_for_a_living_writer_in_vain_is_told(graph: Graph, store: VersionedGraphStore) -> None:
     graph.add_vertex(Vertex(VertexLabel.CLAIM, "claim1", {"claim": "{}"}))
     with pytest.raises(WriteConflict):
@@ -327,3 +359,84 @@ async def test_a_bulk_load_takes_few_requests_a_write(store: VersionedGraphStore
         await put(store, *batch)
     # The claim and a look whether it stands, the documents, the changes, the decision.
     assert (store.engine.requests - before) / len(batches[1:]) <= 5
+
+
+class Refusing:
+    """A fault that refuses some methods while it is on."""
+
+    def __init__(self, *methods: str) -> None:
+        self.methods = methods
+        self.on = False
+
+    async def __call__(self, name: str, number: int) -> None:
+        await asyncio.sleep(0)
+        if self.on and name in self.methods:
+            raise BackendUnavailable("memory engine")
+
+
+async def test_a_removal_that_fails_costs_no_write_and_is_made_up_for_later(
+    graph: Graph, clock: SetClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    refusing = Refusing("remove")
+    store = VersionedGraphStore(MemoryEngine(graph, fault=refusing), clock=clock)
+    failures: list[str] = []
+    store.on_failed_sweep(lambda: failures.append("failed"))
+    for number in range(20):
+        await put(store, document("a", "Ada", f"Ada went to London {number} times."))
+        clock.time += 1
+    clock.time += TIMING.retention
+    refusing.on = True
+    for number in range(20, 25):
+        assert await put(store, document("a", "Ada", f"Ada went to London {number} times.")) == [Outcome.UPDATED]
+    assert held(graph)["Passage"] == 25
+    # It is not tried with every write.
+    assert failures == ["failed"]
+    assert "what has ended is not removed yet" in caplog.text
+    with pytest.raises(BackendUnavailable):
+        await store.sweep(deadline=soon())
+    refusing.on = False
+    clock.time += TIMING.retention
+    await put(store, document("b", "Babbage", "Babbage stayed."))
+    assert held(graph)["Passage"] < 10
+    await swept(store, clock)
+    assert held(graph)["Passage"] == 2
+    await store.close()
+
+
+@pytest.mark.parametrize("broken_at", range(1, 8))
+async def test_a_removal_that_broke_off_leaves_nothing_behind_for_ever(
+    graph: Graph, clock: SetClock, broken_at: int
+) -> None:
+    removals = 0
+    losing = Refusing("applied")
+
+    async def fault(name: str, number: int) -> None:
+        nonlocal removals
+        await losing(name, number)
+        removals += name == "remove"
+        if name == "remove" and removals == broken_at:
+            raise BackendUnavailable("memory engine")
+
+    store = VersionedGraphStore(MemoryEngine(graph, fault=fault), clock=clock)
+    await put(store, document("a", "Ada", "Ada met Babbage."))
+    losing.on = True
+    with pytest.raises(BackendUnavailable):
+        await put(store, document("b", "Bridge", "The Bridge fell."))
+    losing.on = False
+    assert held(graph)["Passage"] == 2
+    await put(store, document("a", "Ada", "Ada went to London."), document("b", "Babbage", "Babbage stayed."))
+
+    async def sweep_repeatedly() -> None:
+        for _ in range(3):
+            clock.time += TIMING.retention
+            with suppress(BackendUnavailable):
+                while await store.sweep(deadline=soon()):
+                    pass
+
+    await sweep_repeatedly()
+    assert held(graph)["Passage"] == 2
+    await store.delete_collection("c", deadline=soon())
+    await sweep_repeatedly()
+    assert removals > broken_at
+    assert held(graph).keys() <= {"Register", "Decision", "Claim"}
+    await store.close()

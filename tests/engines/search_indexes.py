@@ -1,11 +1,13 @@
 """Indexes outside the graph store, for the conformance suites and the tests of one engine alone."""
 
 import asyncio
+import ssl
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+import trustme
 from cassandra.auth import PlainTextAuthProvider
 from cassandra.cluster import EXEC_PROFILE_DEFAULT, Cluster, ExecutionProfile
 from cassandra.policies import DCAwareRoundRobinPolicy
@@ -61,7 +63,7 @@ def servers(node: OpenSearchNode) -> OpenSearchServers:
 
 
 def new_prefix() -> str:
-    return f"test-{uuid.uuid4().hex[:12]}"
+    return f"test_{uuid.uuid4().hex[:12]}"
 
 
 @asynccontextmanager
@@ -86,14 +88,20 @@ async def opensearch_vectors(node: OpenSearchNode, graph: GraphStore) -> AsyncIt
     node.request("DELETE", f"/{prefix}-*")
 
 
-def define(node: Cassandra, *statements: str, user: str = "", password: str = "") -> list[Any]:
+def define(
+    node: Cassandra, *statements: str, user: str = "", password: str = "", authority: trustme.CA | None = None
+) -> list[Any]:
     """Asks a node, as its operator would; gives the rows of the last statement."""
+    context = ssl.create_default_context() if authority is not None else None
+    if authority is not None and context is not None:
+        authority.configure_trust(context)
     profile = ExecutionProfile(load_balancing_policy=DCAwareRoundRobinPolicy("datacenter1"), request_timeout=30)
     cluster = Cluster(
         [node.address],
         port=node.port,
         protocol_version=5,
         auth_provider=PlainTextAuthProvider(user, password) if user else None,
+        ssl_context=context,
         execution_profiles={EXEC_PROFILE_DEFAULT: profile},
     )
     try:

@@ -2,17 +2,22 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import trustme
+from pydantic import SecretStr
 
 from loremesh_agents.adapters.derived.cassandra import ALL, CassandraConnection, CassandraServers, ReplicaMissing
 from loremesh_agents.adapters.graph.memory import MemoryGraphStore
 from loremesh_agents.adapters.vector.cassandra import CassandraVectorIndex
+from loremesh_agents.bootstrap.backends import open_vectors
+from loremesh_agents.bootstrap.settings import StoreSettings
 from loremesh_agents.domain.deadline import Deadline
-from loremesh_agents.domain.errors import BackendUnavailable, BudgetExhausted
+from loremesh_agents.domain.errors import BackendUnavailable, BudgetExhausted, StorageFull
 from loremesh_agents.domain.revision import CollectionRevision
 from tests.documents import soon
 from tests.engines.clustered import Clustered, recall
@@ -243,23 +248,41 @@ async def test_nearly_all_of_the_exact_nearest_are_proposed(
     assert await recall(index, graph, clustered, revision, limit=100) >= 0.99
 
 
-async def test_who_logs_in_wrongly_is_refused_and_a_server_that_comes_back_is_used_again(
+async def test_by_tls_and_with_a_password_only_who_has_both_is_served_and_a_server_that_comes_back_is_used_again(
     tmp_path: Path, graph: MemoryGraphStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    node = Cassandra(tmp_path, authentication=True)
-    port = node.port
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    trustme.CA().cert_pem.write_to_path(str(tmp_path / "strangers.pem"))
+    node = Cassandra(tmp_path / "node", authentication=True, certificate=authority.issue_cert("127.0.0.1"))
+
+    def opened(scheme: str, password: str, ca: str) -> CassandraVectorIndex:
+        url = f"{scheme}://{node.address}:{node.port}/docs?datacenter=datacenter1"
+        settings = StoreSettings(
+            vectors=url, vectors_user="cassandra", vectors_password=SecretStr(password), ca=tmp_path / ca
+        )
+        found = open_vectors(settings, graph)
+        assert isinstance(found, CassandraVectorIndex)
+        return found
+
     try:
-        where = CassandraServers((node.address,), port, "docs", "cassandra", "cassandra")
-        wrong = CassandraVectorIndex(graph, CassandraServers((node.address,), port, "docs", "cassandra", "sesame"))
-        with pytest.raises(BackendUnavailable):
-            await wrong.recover(deadline=soon())
-        assert "refuses the user or the password" in caplog.text
-        assert "sesame" not in caplog.text
-        await wrong.close()
         replication = "{'class': 'NetworkTopologyStrategy', 'datacenter1': 1}"
         statement = f"CREATE KEYSPACE docs WITH replication = {replication}"
-        await asyncio.to_thread(define, node, statement, user="cassandra", password="cassandra")
-        index = CassandraVectorIndex(graph, where)
+        await asyncio.to_thread(
+            partial(define, node, statement, user="cassandra", password="cassandra", authority=authority)
+        )
+        for scheme, password, ca, said in (
+            ("cassandra+tls", "sesame", "ca.pem", "refuses the user or the password"),
+            ("cassandra+tls", "cassandra", "strangers.pem", "CERTIFICATE_VERIFY_FAILED"),
+            ("cassandra", "cassandra", "ca.pem", "cannot be reached"),
+        ):
+            wrong = opened(scheme, password, ca)
+            with pytest.raises((BackendUnavailable, BudgetExhausted)):
+                await wrong.recover(deadline=Deadline.after(20))
+            assert said in caplog.text
+            caplog.clear()
+            await wrong.close()
+        index = opened("cassandra+tls", "cassandra", "ca.pem")
         revision = await Clustered(5, dimension=8).put(graph)
         await index.maintain("c", deadline=soon())
         assert await count(index, revision) == 5
@@ -267,14 +290,69 @@ async def test_who_logs_in_wrongly_is_refused_and_a_server_that_comes_back_is_us
         with pytest.raises((BackendUnavailable, BudgetExhausted)):
             await count(index, revision, Deadline.after(2))
         node.restart()
-        until = Deadline.after(30)
-        found = 0
-        while not found and not until.expired:
-            try:
-                found = await count(index, revision, until)
-            except BackendUnavailable:
-                await asyncio.sleep(0.2)  # the driver says nowhere when it has connected again
-        assert found == 5
+        assert await until_found(index, revision) == 5
+        await index.close()
+        assert "sesame" not in caplog.text
+    finally:
+        node.kill()
+
+
+async def test_a_full_disk_ends_writing_and_not_reading(tmp_path: Path, graph: MemoryGraphStore) -> None:
+    node = Cassandra(tmp_path, authentication=True)
+    try:
+        replication = "{'class': 'NetworkTopologyStrategy', 'datacenter1': 1}"
+        await asyncio.to_thread(
+            partial(
+                define,
+                node,
+                f"CREATE KEYSPACE docs WITH replication = {replication}",
+                # Whom Cassandra calls super it lets write on.
+                "CREATE ROLE loremesh WITH PASSWORD = 'sesame' AND LOGIN = true",
+                "GRANT ALL PERMISSIONS ON KEYSPACE docs TO loremesh",
+                user="cassandra",
+                password="cassandra",
+            )
+        )
+        where = CassandraServers((node.address,), node.port, "docs", "loremesh", "sesame")
+        index = CassandraVectorIndex(graph, where)
+        revision = await Clustered(5, dimension=8).put(graph)
+        await index.maintain("c", deadline=soon())
+        node.stop()
+        node.restart(full=True)
+        assert await until_found(index, revision) == 5
+        await until_full(index, graph)
+        there = await until_found(index, revision)
+        node.stop()
+        node.restart()
+        assert await until_found(index, revision) == there
+        reached = await index.maintain("c", deadline=soon())
+        assert await count(index, reached) == there + 1
         await index.close()
     finally:
         node.kill()
+
+
+async def until_full(index: CassandraVectorIndex, graph: MemoryGraphStore) -> None:
+    """Writes until that is refused: a node looks at its disk now and then."""
+    until = Deadline.after(60)
+    number = 5
+    while not until.expired:
+        number += 1
+        await Clustered(number, dimension=8).put(graph)
+        try:
+            await index.maintain("c", deadline=soon())
+        except StorageFull:
+            return
+        await asyncio.sleep(0.5)
+    pytest.fail("nothing was refused")
+
+
+async def until_found(index: CassandraVectorIndex, revision: CollectionRevision) -> int:
+    """How many passages are found as soon as the driver has connected again, which it says nowhere."""
+    until = Deadline.after(60)
+    while not until.expired:
+        try:
+            return await count(index, revision, until)
+        except BackendUnavailable:
+            await asyncio.sleep(0.2)
+    return 0

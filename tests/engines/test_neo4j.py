@@ -12,12 +12,14 @@ from neo4j import AsyncDriver, AsyncGraphDatabase
 
 from loremesh_agents.adapters.graph.memory import MemoryGraphStore
 from loremesh_agents.adapters.graph.neo4j import Address, Connection, Neo4jEngine, statements
+from loremesh_agents.adapters.graph.versioned import VersionedGraphStore
 from loremesh_agents.adapters.graph.versioned.engine import Access, Cell, Changes, PassageRow, Vertex
 from loremesh_agents.adapters.text.neo4j import Neo4jTextIndex
 from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.errors import BackendUnavailable, BudgetExhausted, ConfigurationError
 from loremesh_agents.domain.graph_schema import VERSION, EdgeLabel, VertexLabel
 from loremesh_agents.domain.revision import CollectionRevision
+from tests.documents import document, writes
 from tests.engines.graph_engines import opened_neo4j
 from tests.engines.servers import neo4j
 from tests.engines.servers.process import free_port
@@ -167,6 +169,35 @@ async def test_a_server_that_stands_still_costs_no_more_than_the_deadline(engine
     finally:
         server.thaw()
     assert 1 in await seen(engine, 1, 2)
+
+
+@pytest.mark.timeout(480)
+async def test_where_the_disk_is_full_a_write_fails_and_nobody_sees_half_of_it() -> None:
+    server = neo4j.shared()
+    async with opened_neo4j() as engine:
+        store = VersionedGraphStore(engine)
+
+        async def put(*names: str) -> None:
+            found = writes(*(document(name, name, f"The {name} stands near the Thames.") for name in names))
+            # More than the time after which others give up the turn of a writer that could not say that it has failed.
+            await store.write("c", found, embedding_model="", deadline=Deadline.after(120))
+
+        async def held() -> set[str]:
+            return set(await store.content_hashes("c", ["tower", "bridge", "gate"], deadline=Deadline.after(60)))
+
+        await put("tower")
+        server.fill_disk()
+        try:
+            # The second one as well, and all reads: the database wants to be started again.
+            for work in (put("bridge", "gate"), put("bridge"), held()):
+                with pytest.raises(BackendUnavailable):
+                    await work
+        finally:
+            server.kill()
+            server.start()
+        assert await held() == {"tower"}
+        await put("bridge", "gate")
+        assert await held() == {"tower", "bridge", "gate"}
 
 
 # What the server does for those who left.

@@ -2,20 +2,26 @@
 
 import asyncio
 import signal
+import ssl
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import trustme
+from pydantic import SecretStr
 
 from loremesh_agents.adapters.derived.opensearch import OpenSearchServers
 from loremesh_agents.adapters.graph.memory import MemoryGraphStore
 from loremesh_agents.adapters.text.opensearch import OpenSearchTextIndex
+from loremesh_agents.bootstrap.backends import open_text
+from loremesh_agents.bootstrap.settings import StoreSettings
 from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.errors import BackendUnavailable, BudgetExhausted, StorageFull
 from loremesh_agents.domain.revision import CollectionRevision
 from tests.documents import document, soon, writes
 from tests.engines.clustered import Clustered, recall
+from tests.engines.door import PasswordDoor
 from tests.engines.search_indexes import new_prefix, opensearch_vectors, servers
 from tests.engines.servers.opensearch import OpenSearchNode
 from tests.engines.servers.process import free_port
@@ -204,6 +210,50 @@ async def test_a_wrong_password_is_said(graph: MemoryGraphStore, caplog: pytest.
         await index.close()
     assert "refuses the user or the password" in caplog.text
     assert "wrong" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("user", "password", "trusted", "said"),
+    [
+        ("eva", "open sesame", True, ""),
+        ("eva", "guessed", True, "refuses the user or the password"),
+        ("", "", True, "refuses the user or the password"),
+        ("eva", "open sesame", False, "CERTIFICATE_VERIFY_FAILED"),
+    ],
+)
+async def test_settings_with_tls_and_a_password_reach_a_server_that_asks_for_them(
+    opensearch: OpenSearchNode,
+    graph: MemoryGraphStore,
+    prefix: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    user: str,
+    password: str,
+    trusted: bool,
+    said: str,
+) -> None:
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    known = authority if trusted else trustme.CA()
+    known.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    async with PasswordDoor(opensearch.port, "eva", "open sesame").serving(context) as door:
+        url = f"opensearch+https://127.0.0.1:{door.port}/{prefix}"
+        settings = StoreSettings(text=url, text_user=user, text_password=SecretStr(password), ca=tmp_path / "ca.pem")
+        index = open_text(settings, graph)
+        assert isinstance(index, OpenSearchTextIndex)
+        revision = await put(graph, "tower", "bridge")
+        if said:
+            with pytest.raises(BackendUnavailable):
+                await index.maintain("c", deadline=soon())
+            assert said in caplog.text
+            assert not door.requests
+        else:
+            await index.maintain("c", deadline=soon())
+            assert await count(index, revision) == 2
+            assert door.requests
+        await index.close()
+    assert not password or password not in caplog.text
 
 
 async def test_a_server_that_stands_still_costs_no_more_than_the_deadline_and_comes_back(

@@ -17,7 +17,7 @@ from loremesh.v1 import (
     synthesizer_service_pb2,
     synthesizer_service_pb2_grpc,
 )
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Counter
 
 from loremesh_agents.adapters.parsing.parser import FileParser
 from loremesh_agents.bootstrap.backends import open_ranker
@@ -107,6 +107,11 @@ def _knowledge(parts: Parts) -> BuiltAgent:
     stores = parts.stores
     parser = FileParser()
     parts.stack.push_async_callback(parser.close)
+    failed_sweeps = Counter(
+        "knowledge_sweeps_failed",
+        "Removals of what has ended in the graph store that failed and are tried again.",
+        registry=parts.registry,
+    )
     indexes = {"text": stores.text, **({"vector": stores.vectors} if stores.vectors is not None else {})}
     service = KnowledgeService(
         stores.graph,
@@ -115,7 +120,7 @@ def _knowledge(parts: Parts) -> BuiltAgent:
         stores.embedder,
         settings,
         previous_embedder=stores.previous_embedder,
-        sweep=stores.sweep,
+        sweep=stores.sweep(failed_sweeps.inc),
         vector_sets=stores.vector_sets,
     )
     parts.stack.push_async_callback(service.close)

@@ -1,5 +1,6 @@
 """The backends of one process: each opened once, when an agent first needs it."""
 
+from collections.abc import Callable
 from collections.abc import Collection as Group
 from contextlib import AsyncExitStack
 from functools import cached_property
@@ -87,12 +88,18 @@ class Stores:
             self._stack.push_async_callback(embedder.close)
         return embedder
 
-    @property
-    def sweep(self) -> Sweep | None:
-        """What removes what has ended in the graph store; None for one that does so by itself."""
+    def sweep(self, on_failure: Callable[[], None]) -> Sweep | None:
+        """What removes what has ended in the graph store; None for one that does so by itself.
+
+        Args:
+            on_failure: Called whenever that fails, in the course of a write as well.
+        """
         from loremesh_agents.adapters.graph.versioned import VersionedGraphStore
 
-        return self.graph.sweep if isinstance(self.graph, VersionedGraphStore) else None
+        if not isinstance(self.graph, VersionedGraphStore):
+            return None
+        self.graph.on_failed_sweep(on_failure)
+        return self.graph.sweep
 
     @property
     def vector_sets(self) -> VectorSets | None:

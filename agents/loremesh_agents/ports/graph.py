@@ -85,7 +85,7 @@ class TextChanges:
 class GraphSnapshot(Protocol):
     """One state of some collections, as one principal may see it through one filter.
 
-    Every method is one round trip to the engine. Passages that the principal may not read, or that the filter leaves out, appear
+    Every method is one round trip to the engine; several may be called at once. Passages that the principal may not read, or that the filter leaves out, appear
     nowhere: not as a result, not as a seed, not as a bridge.
 
     Statistics (of terms and entities, and how many passages link to a target) are those of a whole collection; where it has the option

@@ -275,23 +275,27 @@ class _Search:
         context = self._request.context
         keys = {span.key for span in spans} | {entity_key(name) for name in context.entities}
         searching = asyncio.create_task(self._encoded(snapshot, deadline))
-        try:
-            entry = await snapshot.enter(
-                terms=self._terms,
+        entering = asyncio.create_task(
+            snapshot.enter(
                 entities=keys - {""},
                 passages=[(passage.collection, passage.passage_id) for passage in context.passages],
                 title_limit=self._service.settings.titles_per_entity,
                 deadline=deadline,
             )
-            matching = await self._matching(entry.statistics.document_frequencies, snapshot, deadline)
+        )
+        try:
+            # Apart from the entities: the search for words waits for nothing else.
+            statistics = (await snapshot.enter(terms=self._terms, deadline=deadline)).statistics
+            matching = await self._matching(statistics.document_frequencies, snapshot, deadline)
+            entry = await entering
             vector, near = await searching
             if vector is not None:
                 near = await self._readable_near(vector, near, snapshot, deadline)
         finally:
-            await _ended(searching)
+            await _ended(searching, entering)
         self._lap("candidates")
         entities = link(spans, entry.entities, context.entities)
-        ranking = Ranking(self._terms, entry.statistics, vector, entities)
+        ranking = Ranking(self._terms, statistics, vector, entities)
         ranking.add_links(entry)
         ranking.add_context(tuple(entry.passages.values()))
         named = {edge.passage for edge in entry.titles if edge.entity in entities}
@@ -418,10 +422,11 @@ class _Search:
         return (*steps, PathStep(last, passage_id=passage.passage_id, title=passage.title))
 
 
-async def _ended(task: asyncio.Task[Any]) -> None:
-    """Waits until a task is at its end, which comes now; what it raised was for those who have waited for it."""
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+async def _ended(*tasks: asyncio.Task[Any]) -> None:
+    """Waits until tasks are at their end, which comes now; what they raised was for those who have waited for them."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _readable(

@@ -6,9 +6,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+import trustme
 from cassandra import ConsistencyLevel
 from cassandra.cluster import EXEC_PROFILE_DEFAULT, Cluster, ExecutionProfile, Session
 from cassandra.policies import WhiteListRoundRobinPolicy
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, load_pem_private_key
+from cryptography.hazmat.primitives.serialization.pkcs12 import serialize_key_and_certificates
 
 from tests.engines.servers.jars import jars
 from tests.engines.servers.java import java
@@ -63,6 +69,15 @@ write_request_timeout: 20s
 request_timeout: 30s
 """
 
+_TLS = """\
+client_encryption_options: {{enabled: true, optional: false, keystore: {keystore}, keystore_password: {password}, store_type: PKCS12}}
+"""
+_KEYSTORE_PASSWORD = "keystore"
+_FULL = """\
+data_disk_usage_percentage_fail_threshold: 1
+data_disk_usage_max_disk_size: 10KiB
+"""
+
 _LOGS = """\
 <configuration><appender name="OUT" class="ch.qos.logback.core.ConsoleAppender">
 <encoder><pattern>%d %-5level %logger{0} - %msg%n</pattern></encoder></appender>
@@ -89,6 +104,7 @@ class Cassandra:
         authentication: Whether users must log in; the first one is `cassandra` with the password `cassandra`.
         patient: Whether requests between nodes may take longer than by default, as on a busy machine.
         hints: Whether writes for a node that is away are kept for it.
+        certificate: Of the server, for TLS; None for none.
     """
 
     def __init__(
@@ -103,6 +119,7 @@ class Cassandra:
         authentication: bool = False,
         patient: bool = True,
         hints: bool = True,
+        certificate: trustme.LeafCert | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
@@ -122,6 +139,9 @@ class Cassandra:
             hints=str(hints).lower(),
         )
         configuration += _PATIENT if patient else ""
+        if certificate is not None:
+            (folder / "keystore.p12").write_bytes(_keystore(certificate))
+            configuration += _TLS.format(keystore=folder / "keystore.p12", password=_KEYSTORE_PASSWORD)
         # The first user is made some seconds after the first start, and is there at every later one.
         self._awaited = [_SERVES, _USERS_READY] if authentication else [_SERVES]
         (folder / "cassandra.yaml").write_text(configuration, encoding="utf-8")
@@ -139,6 +159,7 @@ class Cassandra:
             *(f"-Dcassandra.config=file://{self._folder}/cassandra.yaml", f"-Dcassandra.storagedir={self._folder}"),
             *(f"-Dcassandra.logdir={self._folder}", f"-Djava.io.tmpdir={self._folder}"),
             f"-Dlogback.configurationFile={self._folder}/logback.xml",
+            "-Dcassandra.disk_usage.monitor_interval_ms=1000",
             *("-Dcassandra-foreground=yes", "-Dcassandra.ring_delay_ms=5000"),
         )
         log = self._folder / "server.log"
@@ -158,8 +179,15 @@ class Cassandra:
         """Ends it as a crash would."""
         self._process.kill()
 
-    def restart(self) -> None:
-        """Starts it again on what it has stored."""
+    def restart(self, *, full: bool = False) -> None:
+        """Starts it again on what it has stored.
+
+        Args:
+            full: Whether its disk counts as full, for all but superusers, whatever is on it. Two seconds later it does.
+        """
+        configuration = self._folder / "cassandra.yaml"
+        lines = configuration.read_text(encoding="utf-8").replace(_FULL, "")
+        configuration.write_text(lines + (_FULL if full else ""), encoding="utf-8")
         self._process = self._start()
 
     def stop(self) -> None:
@@ -215,6 +243,15 @@ def asking(node: Cassandra) -> Generator[Session]:
     profiles = {EXEC_PROFILE_DEFAULT: profile}
     with Cluster([node.address], port=node.port, protocol_version=5, execution_profiles=profiles) as cluster_:
         yield cluster_.connect()
+
+
+def _keystore(certificate: trustme.LeafCert) -> bytes:
+    """A certificate and its key, as Java takes them."""
+    first, *chain = (x509.load_pem_x509_certificate(part.bytes()) for part in certificate.cert_chain_pems)
+    key = load_pem_private_key(certificate.private_key_pem.bytes(), None)
+    assert isinstance(key, RSAPrivateKey | EllipticCurvePrivateKey)
+    encryption = BestAvailableEncryption(_KEYSTORE_PASSWORD.encode())
+    return serialize_key_and_certificates(b"server", key, first, chain, encryption)
 
 
 def _knows(node: Cassandra, others: int) -> bool:

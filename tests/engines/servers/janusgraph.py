@@ -61,6 +61,7 @@ class JanusGraph:
         replication: Copies on Cassandra.
         port: 0 for a free one.
         keyspace: On Cassandra.
+        user: Who logs in to Cassandra, whose password is the same; empty for nobody.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class JanusGraph:
         replication: int = 1,
         port: int = 0,
         keyspace: str = "janusgraph",
+        user: str = "",
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
@@ -104,6 +106,8 @@ class JanusGraph:
                 "storage.cql.write-consistency-level=LOCAL_QUORUM",
                 "storage.cql.speculative-retry=100ms",
             ]
+        if user:
+            settings += [f"storage.username={user}", f"storage.password={user}"]
         if replication > 1:
             # A lock must be written within it, at quorum and on a busy machine.
             settings.append("storage.lock.wait-time=300")

@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -101,6 +102,14 @@ class Neo4jServer:
         """Goes on."""
         if self._process is not None:
             self._process.signal(signal.SIGCONT)
+
+    def fill_disk(self) -> None:
+        """From now on, until it is started again, its log of transactions cannot grow."""
+        assert self._process is not None
+        logs = (self.folder / "data" / "transactions" / self.database).glob("neostore.transaction.db.*")
+        longest = max(log.stat().st_size for log in logs)
+        _, hard = resource.prlimit(self._process.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(self._process.pid, resource.RLIMIT_FSIZE, (longest, hard))
 
     def remove(self) -> None:
         """Ends it and removes its data."""

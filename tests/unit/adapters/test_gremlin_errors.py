@@ -19,6 +19,7 @@ from loremesh_agents.domain.errors import (
         (401, "no", ConfigurationError),
         (500, "Undefined type used in query: label", ConfigurationError),
         (500, "No space left on device", StorageFull),
+        (597, "Write request failed because disk usage exceeds failure threshold", StorageFull),
         (500, "ConcurrentModificationException", WriteConflict),
         (500, "Could not execute operation due to backend exception", BackendUnavailable),
         (500, "Could not commit transaction due to exception during persistence", BackendUnavailable),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from loremesh_agents.adapters.graph.versioned.cells import View
-from loremesh_agents.adapters.graph.versioned.features import KeptPassage, passage_features
+from loremesh_agents.adapters.graph.versioned.passages import KeptPassage, passage_features
 from loremesh_agents.adapters.graph.versioned.terms import Features, term_hash
 from loremesh_agents.adapters.graph.versioned.totals import EntityTotals, links_seen
 

@@ -16,7 +16,7 @@ from loremesh_agents.domain.errors import (
 
 _TIMED_OUT = 598
 _UNAUTHORIZED = frozenset({401, 403, 407})
-_FULL = ("No space left on device", "DiskLimitException", "Disk usage is not within")
+_FULL = ("No space left on device", "DiskLimitException", "Disk usage is not within", "disk usage exceeds")
 # The schema is explicit: a server that lacks a part of it refuses the request that needs it.
 _NO_SCHEMA = (
     "Undefined type used in query",

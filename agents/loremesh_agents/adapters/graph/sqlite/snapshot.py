@@ -1,5 +1,6 @@
 """Reading one state of some collections within one read transaction."""
 
+import asyncio
 import json
 import sqlite3
 from collections import defaultdict
@@ -80,7 +81,7 @@ class Visibility:
 
 
 class SqliteSnapshot:
-    """See `ports.graph.GraphSnapshot`. Used by one task at a time."""
+    """See `ports.graph.GraphSnapshot`. It has one connection, for which its reads take turns."""
 
     def __init__(
         self,
@@ -95,6 +96,7 @@ class SqliteSnapshot:
     ) -> None:
         self._connections = connections
         self._connection = connection
+        self._turn = asyncio.Lock()
         self._collections = collections
         self._embedding_models = embedding_models
         self._ids = json.dumps(sorted(collections))
@@ -124,7 +126,8 @@ class SqliteSnapshot:
         return tuple(ref for ref in refs if ref in found)
 
     async def _read(self, work: Callable[[sqlite3.Connection], _Result], deadline: Deadline) -> _Result:
-        return await self._connections.read(self._connection, work, deadline)
+        async with self._turn:
+            return await self._connections.read(self._connection, work, deadline)
 
     async def enter(
         self,

@@ -84,27 +84,26 @@ def outdated(values: Iterable[str], view: View, horizon: int) -> list[str]:
 
 def parts(values: Iterable[str], view: View) -> list[Part]:
     """The cells that add up to the value that a reader sees, in the order of versions."""
-    counting = [part for part in map(_parse, values) if view.counts(part.writer)]
-    # Runs are nested or apart, since each writer has seen those of all before: the widest come first and cover the others.
-    chosen: list[Part] = []
-    until = 0
-    for part in sorted(counting, key=lambda part: (part.after, -part.until, part.writer)):
-        if part.until > until:
-            chosen.append(part)
-            until = part.until
-    return chosen
+    return _covering(part for part in map(_parse, values) if view.counts(part.writer))
 
 
 def payloads(values: Sequence[str], view: View) -> list[str]:
     """The payloads of the cells that add up to the value that a reader sees, where their order means nothing."""
-    found: list[str] = []
+    found: list[tuple[int, str]] = []
+    runs: list[Part] = []
     for value in values:
         stamp, _, payload = value.partition(":")
-        if payload.startswith(_RUN):
-            return [part.payload for part in parts(values, view)]
-        if view.counts(int(stamp)):
-            found.append(payload)
-    return found
+        if view.counts(writer := int(stamp)):
+            if payload.startswith(_RUN):
+                runs.append(_parse(value))
+            else:
+                found.append((writer, payload))
+    if not runs:
+        return [payload for _, payload in found]
+    # Faster than `parts`, of which nearly all are covered.
+    chosen = _covering(runs)
+    summed = [part.payload for part in chosen]
+    return summed + [payload for writer, payload in found if not any(p.after < writer <= p.until for p in chosen)]
 
 
 def summed_up(values: Iterable[str], view: View, horizon: int) -> list[str]:
@@ -136,6 +135,18 @@ def mergeable(values: Iterable[str], view: View, horizon: int) -> list[Part]:
         start -= 1
         size += len(old[start].payload)
     return old[start:] if len(old) - start > 1 else []
+
+
+def _covering(counting: Iterable[Part]) -> list[Part]:
+    """Those of the parts that together are all, in the order of versions."""
+    # Runs are nested or apart, since each writer has seen those of all before: the widest come first and cover the others.
+    chosen: list[Part] = []
+    until = 0
+    for part in sorted(counting, key=lambda part: (part.after, -part.until, part.writer)):
+        if part.until > until:
+            chosen.append(part)
+            until = part.until
+    return chosen
 
 
 def _parse(value: str) -> Part:

@@ -1,7 +1,7 @@
 """Reading one state of some collections."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Collection as Group
 from dataclasses import dataclass
 
@@ -18,7 +18,6 @@ from loremesh_agents.adapters.graph.versioned.engine import (
     TitleRow,
 )
 from loremesh_agents.adapters.graph.versioned.entities import CAPITALISED
-from loremesh_agents.adapters.graph.versioned.features import FIELDS, FeatureCache, passage_features
 from loremesh_agents.adapters.graph.versioned.identifiers import (
     bucket_id,
     conditions_of,
@@ -27,9 +26,9 @@ from loremesh_agents.adapters.graph.versioned.identifiers import (
     first_ref,
     reading_as,
 )
+from loremesh_agents.adapters.graph.versioned.passages import FIELDS, SHOWN_FIELDS, PassageCache, passage_features
 from loremesh_agents.adapters.graph.versioned.states import CollectionState, DocumentState
 from loremesh_agents.adapters.graph.versioned.terms import Frequencies, bucket_of, term_hash
-from loremesh_agents.adapters.graph.versioned.texts import Body
 from loremesh_agents.adapters.graph.versioned.totals import NOTHING, EntityTotals, links_seen
 from loremesh_agents.adapters.graph.versioned.visibility import is_there, require_time
 from loremesh_agents.domain.deadline import Deadline
@@ -112,7 +111,7 @@ class VersionedSnapshot:
     Args:
         engine: Where the graph is.
         reading: Who reads what.
-        features: Of passages that were read before.
+        passages: That were read before.
         buckets: That were read before.
         still_valid: Raises where the snapshot is too old; called after every read.
     """
@@ -121,7 +120,7 @@ class VersionedSnapshot:
         self,
         engine: GraphEngine,
         reading: Reading,
-        features: FeatureCache,
+        passages: PassageCache,
         buckets: Buckets,
         still_valid: Callable[[], None],
     ) -> None:
@@ -130,9 +129,12 @@ class VersionedSnapshot:
         self._view = reading.view
         self._access = reading.access
         self._still_valid = still_valid
-        self._features = features
+        self._kept = passages
         self._buckets = buckets
         self._names = {state.uid: state.name for state in reading.collections}
+        # Which passages are there is the same for all that see this revision, and may read everything.
+        self._revisions = {} if reading.selective else {state.uid: state.revision for state in reading.collections}
+        self._sure: set[int] = set()
 
     @property
     def revisions(self) -> tuple[CollectionRevision, ...]:
@@ -185,18 +187,19 @@ class VersionedSnapshot:
 
     async def features(self, refs: Group[PassageRef], terms: Sequence[str], *, deadline: Deadline) -> PassageFeatures:
         """See the port."""
-        missing = self._features.missing(set(refs))
-        kept = self._features.kept(set(refs).difference(missing))
-        fresh, there = await both(self._passages(missing, FIELDS, deadline), self._passages(sorted(kept), (), deadline))
-        found = {row.ref: kept[row.ref] for row in there} | self._features.take(fresh)
+        require_time(deadline)
+        missing = self._kept.missing(set(refs))
+        kept = self._kept.kept(set(refs).difference(missing))
+        unsure = [ref for ref in kept if ref not in self._sure and not self._kept.is_there(ref, self._revisions)]
+        fresh, there = await both(
+            self._passages(missing, FIELDS, deadline), self._passages(sorted(unsure), (), deadline)
+        )
+        gone = set(unsure).difference(row.ref for row in there)
+        found = {ref: passage for ref, passage in kept.items() if ref not in gone} | self._kept.take(fresh)
+        self._still_valid()
+        self._sure.update(found)
+        self._kept.found(found, self._revisions)
         return passage_features(found, self._names, terms)
-
-    async def _features_of(self, refs: Group[PassageRef], terms: Sequence[str], deadline: Deadline) -> PassageFeatures:
-        """Features of passages that are there and may be read."""
-        missing = self._features.missing(set(refs))
-        kept = self._features.kept(set(refs).difference(missing))
-        fresh = self._features.take(await self._passages(missing, FIELDS, deadline))
-        return passage_features(kept | fresh, self._names, terms)
 
     async def expand(
         self,
@@ -233,7 +236,7 @@ class VersionedSnapshot:
         references = self._references(around)
         reached = {edge.passage for edge in titles}.union(*mentions.values())
         reached |= {edge.target for edge in references}
-        features = await self._features_of(reached.difference(known), terms, deadline)
+        features = await self.features(reached.difference(known), terms, deadline=deadline)
         return Expansion(
             self._statistics(included.values()),
             tuple(sorted(seed_mentions, key=lambda edge: (edge.passage, edge.entity))),
@@ -246,13 +249,14 @@ class VersionedSnapshot:
 
     async def fetch(self, refs: Sequence[PassageRef], *, deadline: Deadline) -> Mapping[PassageRef, Passage]:
         """See the port."""
-        rows = await self._passages(refs, ("body", "uid"), deadline)
-        return {
-            PassageRef(row.ref): Body.decoded(str(row.properties["body"])).shown(
-                self._names[str(row.properties["uid"])]
-            )
-            for row in rows
-        }
+        require_time(deadline)
+        kept = self._kept.shown((ref for ref in refs if ref in self._sure), self._names)
+        rows = await self._passages([ref for ref in refs if ref not in kept], SHOWN_FIELDS, deadline)
+        for row in rows:
+            self._kept.take_body(row)
+        self._still_valid()
+        kept |= self._kept.shown((row.ref for row in rows), self._names)
+        return {PassageRef(ref): passage for ref, passage in kept.items()}
 
     async def _passages(self, refs: Group[int], fields: Group[str], deadline: Deadline) -> list[PassageRow]:
         require_time(deadline)
@@ -260,7 +264,9 @@ class VersionedSnapshot:
             return []
         rows = await self._engine.passages(sorted(set(refs)), self._access, fields=fields, deadline=deadline)
         self._still_valid()
-        return [row for row in rows if is_there(row, self._view)]
+        there = [row for row in rows if is_there(row, self._view)]
+        self._sure.update(row.ref for row in there)
+        return there
 
     def _vertices(self, keys: Group[str]) -> set[str]:
         return {entity_vertex(uid, key) for uid in self._names for key in keys}
@@ -336,11 +342,15 @@ class VersionedSnapshot:
         around = _Around()
         around.take(await self._neighbourhood(seeds, vertices, title_limit, mention_limit, deadline), self._view)
         # The same entity in another collection.
-        siblings = self._vertices({entity.key for entity in around.entities.values()})
-        siblings = siblings.difference(around.entities, vertices) if len(self._names) > 1 else set[str]()
+        if len(self._names) > 1:
+            siblings = self._vertices({entity.key for entity in around.entities.values()})
+            siblings = siblings.difference(around.entities, vertices)
+        else:
+            siblings = set[str]()
         if siblings:
             around.take(await self._neighbourhood((), siblings, title_limit, mention_limit, deadline), self._view)
         await self._complete(around, title_limit, mention_limit, deadline)
+        self._sure.update(around.refs)
         return around
 
     async def _neighbourhood(
@@ -472,6 +482,13 @@ class _Around:
         self.addresses.update(found.addresses)
         self.documents.update(found.documents)
         self.links.update((row.passage, row.address, row.fragment) for row in found.links)
+
+    @property
+    def refs(self) -> Iterator[int]:
+        """The passages in it."""
+        yield from (row.passage.ref for row in (*self.seed_mentions, *self.mentions))
+        yield from (row.passage.ref for row in self.seed_titles)
+        yield from (row.passage.ref for entity in self.entities.values() for row in entity.titles)
 
     def take_titles(self, found: Neighbourhood, vertices: Group[str], view: View) -> None:
         """Takes the titles of some entities in place of what was known of them."""

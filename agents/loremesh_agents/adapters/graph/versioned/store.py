@@ -14,10 +14,10 @@ from loremesh_agents.adapters.graph.versioned.chain import Chain, Head
 from loremesh_agents.adapters.graph.versioned.concurrently import both
 from loremesh_agents.adapters.graph.versioned.contents import contents
 from loremesh_agents.adapters.graph.versioned.engine import Access, GraphEngine, PassageRow
-from loremesh_agents.adapters.graph.versioned.features import FeatureCache
 from loremesh_agents.adapters.graph.versioned.identifiers import decision_id, first_ref, refs_of
 from loremesh_agents.adapters.graph.versioned.log import ChangeLog, read_documents
 from loremesh_agents.adapters.graph.versioned.memory import WriterMemory
+from loremesh_agents.adapters.graph.versioned.passages import PassageCache
 from loremesh_agents.adapters.graph.versioned.schema import require_current
 from loremesh_agents.adapters.graph.versioned.sending import Sending
 from loremesh_agents.adapters.graph.versioned.snapshot import Reading, VersionedSnapshot
@@ -28,7 +28,7 @@ from loremesh_agents.adapters.graph.versioned.states import (
     Outcome,
     Purge,
 )
-from loremesh_agents.adapters.graph.versioned.sweep import plan_sweep
+from loremesh_agents.adapters.graph.versioned.sweep import Sweeping
 from loremesh_agents.adapters.graph.versioned.terms import term_hash
 from loremesh_agents.adapters.graph.versioned.texts import Body
 from loremesh_agents.adapters.graph.versioned.timing import Clock, Timing
@@ -88,8 +88,9 @@ class VersionedGraphStore:
         self._clock = clock or Clock()
         self._chain = Chain(engine, self._clock, self._timing, time.time)
         self._memory = WriterMemory()
-        self._features = FeatureCache()
+        self._passages = PassageCache()
         self._buckets = Buckets()
+        self._sweeping = Sweeping(engine, self._chain, self._clock, self._timing)
         self._writing = asyncio.Lock()
         self._opened = False
         self._closed = False
@@ -102,6 +103,10 @@ class VersionedGraphStore:
     def engine(self) -> GraphEngine:
         """The engine, for what looks into it besides."""
         return self._engine
+
+    def on_failed_sweep(self, call: Callable[[], None]) -> None:
+        """Has something called whenever what has ended could not be removed, by `sweep` or in the course of a write."""
+        self._sweeping.on_failure = call
 
     async def head(self, *, deadline: Deadline) -> Head:
         """The newest state of the whole store, for those who look after it."""
@@ -174,7 +179,7 @@ class VersionedGraphStore:
     async def sweep(self, *, deadline: Deadline) -> bool:
         """Removes a bounded part of what no reader needs any more, as writes do besides; gives whether there may be more.
 
-        Of a store at rest there is an end of it, though each removal is a version itself.
+        Of a store at rest there is an end of it, though each removal is a version itself. Here, unlike in a write, an error is raised where it fails.
         """
         head = await self._now(deadline)
         horizon = self._chain.horizon
@@ -286,11 +291,12 @@ class VersionedGraphStore:
             if decision is None:
                 decision = head.aborted(time.time(), Outcome.VOID)
             else:
-                sweep = await plan_sweep(self._engine, self._chain, head, eager=eager, deadline=deadline)
-                decision = replace(decision, swept=sweep.swept, purging=(*sweep.purging, *decision.purging))
+                sweep = await self._sweeping.plan(head, eager=eager, deadline=deadline)
                 batch.dropped += sweep.dropped
                 sending.send(batch.taken())
-                await both(sending.finish(), sweep.remove(self._engine, deadline))
+                _, removed = await both(sending.finish(), self._sweeping.remove(sweep, eager=eager, deadline=deadline))
+                swept, purging = (sweep.swept, sweep.purging) if removed else (head.swept, head.purging)
+                decision = replace(decision, swept=swept, purging=(*purging, *decision.purging))
             settled = await self._chain.decide(version, decision, deadline)
         except BaseException as error:
             failed = Outcome.ABORTED if sending.begun else Outcome.VOID
@@ -432,7 +438,7 @@ class VersionedGraphStore:
         head = await self._now(deadline)
         names = list(dict.fromkeys(collections)) or sorted(head.collections)[:_MOST_COLLECTIONS]
         reading = Reading([head.collection(name) for name in names], head.view, principal, filter)
-        yield VersionedSnapshot(self._engine, reading, self._features, self._buckets, still_valid)
+        yield VersionedSnapshot(self._engine, reading, self._passages, self._buckets, still_valid)
 
     async def watch(self, collection: str, *, after_revision: int) -> AsyncGenerator[CollectionRevision]:
         """See the port."""

@@ -1,9 +1,10 @@
-"""Removing what no reader needs any more: a bounded part with each write.
+"""Removing what no reader needs any more: a bounded part with each write, which does not fail where that does.
 
 Only what can never count again is removed, so that it does no harm if a writer that was given up removes it late.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from loremesh_agents.adapters.graph.versioned.chain import LANDMARK, Chain, Head
@@ -21,14 +22,21 @@ from loremesh_agents.adapters.graph.versioned.identifiers import (
     passage_vertex,
 )
 from loremesh_agents.adapters.graph.versioned.states import ChangeRecord, ClaimRecord, Decision, Outcome, Purge
+from loremesh_agents.adapters.graph.versioned.timing import Clock, Timing
 from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.graph_schema import VertexLabel
 
+_log = logging.getLogger(__name__)
+
+_SHARE = 0.25
+"""Of a write's time that it may take to look for what can be removed; of what is left then, the same for removing it."""
 _FEWEST_VERSIONS = 16
 _MOST_VERSIONS = 64
 _REVISIONS = 16
 _REMOVED_AT_ONCE = 2000
 _MOST_PASSAGES = 4000
+_LAST = (VertexLabel.CHANGE, VertexLabel.CLAIM, VertexLabel.COLLECTION, VertexLabel.DECISION)
+"""They lead to the others: a removal that broke off finds by them what it has left."""
 
 
 @dataclass(slots=True)
@@ -52,10 +60,70 @@ class Sweep:
         self.ids.setdefault(label, []).extend(ids)
 
     async def remove(self, engine: GraphEngine, deadline: Deadline) -> None:
-        """Removes the vertices."""
-        for label, ids in self.ids.items():
+        """Removes the vertices; where it breaks off, the same sweep finds the rest again."""
+        for label in sorted(self.ids, key=lambda label: _LAST.index(label) + 1 if label in _LAST else 0):
+            ids = self.ids[label]
             for start in range(0, len(ids), _REMOVED_AT_ONCE):
                 await engine.remove({label: ids[start : start + _REMOVED_AT_ONCE]}, deadline=deadline)
+
+
+class Sweeping:
+    """The removals of one process.
+
+    Where one fails as part of a write, that goes on without it, and so do the writes that follow, for as long as what has ended is kept: then it
+    is tried again.
+
+    Args:
+        engine: To read and remove.
+        chain: For the decisions.
+        clock: Of this process.
+        timing: How long things last.
+    """
+
+    def __init__(self, engine: GraphEngine, chain: Chain, clock: Clock, timing: Timing) -> None:
+        self._engine = engine
+        self._chain = chain
+        self._clock = clock
+        self._timing = timing
+        self._resting_until = clock.now()
+        self.on_failure: Callable[[], None] | None = None
+
+    async def plan(self, head: Head, *, eager: bool, deadline: Deadline) -> Sweep:
+        """Finds something to remove; nothing where that fails and the write is not for its sake.
+
+        Args:
+            head: The state that the write follows.
+            eager: Whether the write is for the sake of the removal: it looks for it even where there is little, and fails with it.
+            deadline: Of the write.
+        """
+        if not eager and self._clock.now() < self._resting_until:
+            return Sweep(head.swept, head.purging)
+        try:
+            return await plan_sweep(
+                self._engine, self._chain, head, eager=eager, deadline=deadline if eager else deadline.fraction(_SHARE)
+            )
+        except Exception as error:
+            self._failed(error)
+            if eager:
+                raise
+            return Sweep(head.swept, head.purging)
+
+    async def remove(self, sweep: Sweep, *, eager: bool, deadline: Deadline) -> bool:
+        """Removes what was found; gives whether all of it is gone. The arguments are those of `plan`."""
+        try:
+            await sweep.remove(self._engine, deadline if eager else deadline.fraction(_SHARE))
+        except Exception as error:
+            self._failed(error)
+            if eager:
+                raise
+            return False
+        return True
+
+    def _failed(self, error: Exception) -> None:
+        self._resting_until = self._clock.now() + self._timing.retention
+        if self.on_failure is not None:
+            self.on_failure()
+        _log.warning("%s: what has ended is not removed yet, and is tried again: %s", self._engine.name, error)
 
 
 async def plan_sweep(engine: GraphEngine, chain: Chain, head: Head, *, eager: bool, deadline: Deadline) -> Sweep:

@@ -1,7 +1,7 @@
-"""Features of passages, kept from one question to the next.
+"""What is read of passages, kept from one question to the next.
 
-A passage never changes and its handle is never given again, so what is kept needs no check. Whether it is still there, and whether the caller may read
-it, is asked of the engine each time.
+A passage never changes and its handle is never given again, so what is kept needs no check. Whether it is still there depends on the revision of its
+collection alone, so that this is kept with the revision; whether the caller may read it is asked of the engine each time, but where everybody may.
 """
 
 from collections import OrderedDict
@@ -13,11 +13,17 @@ from numpy.typing import NDArray
 
 from loremesh_agents.adapters.graph.versioned.engine import PassageRow
 from loremesh_agents.adapters.graph.versioned.terms import Features, term_hash
+from loremesh_agents.adapters.graph.versioned.texts import Body
+from loremesh_agents.domain.document import Passage
 from loremesh_agents.domain.retrieval import PassageFeatures, PassageRef
 
-FIELDS = ("features", "vector", "uid")
-"""What must be read of a passage."""
+SHOWN_FIELDS = ("body", "uid")
+"""What must be read of a passage that is to be shown."""
+FIELDS = ("features", "vector", *SHOWN_FIELDS)
+"""What is read of a candidate: its text as well, for another request would cost more than the texts that nobody is shown."""
 _CAPACITY = 16_384
+_MOST_BODY_BYTES = 32 << 20
+_BODY_OVERHEAD = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +41,17 @@ class KeptPassage:
     vector: bytes
 
 
-class FeatureCache:
-    """Features of the passages that were read last, 16,384 at most."""
+class PassageCache:
+    """The passages that were read last: features of 16,384 at most, texts of 32 MB at most."""
 
     def __init__(self) -> None:
         self._kept: OrderedDict[int, KeptPassage] = OrderedDict()
+        self._there: dict[int, int] = {}
+        self._bodies: OrderedDict[int, tuple[str, str]] = OrderedDict()
+        self._body_bytes = 0
 
     def missing(self, refs: Iterable[int]) -> list[int]:
-        """Those of which nothing is kept."""
+        """Those of whose features nothing is kept."""
         return [ref for ref in refs if ref not in self._kept]
 
     def take(self, rows: Iterable[PassageRow]) -> dict[int, KeptPassage]:
@@ -53,9 +62,11 @@ class FeatureCache:
             features = Features.decoded(str(row.properties["features"]))
             raw = vector if isinstance(vector, bytes) else b""
             fresh[row.ref] = KeptPassage(str(row.properties["uid"]), features, raw)
+            self.take_body(row)
         self._kept.update(fresh)
         while len(self._kept) > _CAPACITY:
-            self._kept.popitem(last=False)
+            oldest, _ = self._kept.popitem(last=False)
+            self._there.pop(oldest, None)
         return fresh
 
     def kept(self, refs: Iterable[int]) -> dict[int, KeptPassage]:
@@ -66,6 +77,52 @@ class FeatureCache:
                 self._kept.move_to_end(ref)
                 found[ref] = self._kept[ref]
         return found
+
+    def found(self, refs: Iterable[int], revisions: Mapping[str, int]) -> None:
+        """Notes that passages are there.
+
+        Args:
+            refs: The passages.
+            revisions: Of their collections, by uid; what is not among them is not noted.
+        """
+        for ref in refs:
+            kept = self._kept.get(ref)
+            if kept is not None and kept.uid in revisions:
+                self._there[ref] = revisions[kept.uid]
+
+    def is_there(self, ref: int, revisions: Mapping[str, int]) -> bool:
+        """Whether a passage is known to be there at the revision of its collection, by the collections' uids."""
+        kept = self._kept.get(ref)
+        return kept is not None and kept.uid in revisions and self._there.get(ref) == revisions[kept.uid]
+
+    def take_body(self, row: PassageRow) -> None:
+        """Keeps the text of a passage, that was read with `SHOWN_FIELDS` or more."""
+        text = str(row.properties["body"])
+        _, before = self._bodies.pop(row.ref, ("", ""))
+        self._bodies[row.ref] = str(row.properties["uid"]), text
+        self._body_bytes += _size(text) - (_size(before) if before else 0)
+        while self._body_bytes > _MOST_BODY_BYTES:
+            _, (_, oldest) = self._bodies.popitem(last=False)
+            self._body_bytes -= _size(oldest)
+
+    def shown(self, refs: Iterable[int], names: Mapping[str, str]) -> dict[int, Passage]:
+        """Those of the passages whose text is kept.
+
+        Args:
+            refs: The passages.
+            names: Of the collections, by uid.
+        """
+        found: dict[int, Passage] = {}
+        for ref in refs:
+            if ref in self._bodies:
+                self._bodies.move_to_end(ref)
+                uid, text = self._bodies[ref]
+                found[ref] = Body.decoded(text).shown(names[uid])
+        return found
+
+
+def _size(text: str) -> int:
+    return 2 * len(text) + _BODY_OVERHEAD
 
 
 def passage_features(found: dict[int, KeptPassage], names: Mapping[str, str], terms: Sequence[str]) -> PassageFeatures:
