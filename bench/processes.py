@@ -48,6 +48,8 @@ async def running(*arguments: str, workers: int = 1, **environment: str) -> Asyn
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         env={**os.environ, **_QUIET, **environment},
+        # Ctrl-C is for the benchmark, which ends its programs itself, when it is done with them.
+        start_new_session=True,
     )
     program = Program(process, "")
     try:
