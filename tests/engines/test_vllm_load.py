@@ -1,6 +1,7 @@
 """What a real vLLM tells of its load while it writes."""
 
 import asyncio
+from contextlib import aclosing
 
 import pytest
 
@@ -36,17 +37,19 @@ async def test_it_tells_what_it_is_at_work_on(kind: str, url: str) -> None:
                     return
                 await asyncio.sleep(0.05)  # its figures are those of its last step
 
-    streams = [model.generate(REQUEST, deadline=deadline) for _ in range(2)]
-    for stream in streams:
-        await anext(stream)
-    reading = asyncio.create_task(running(2))
-    for stream in streams:
-        async for _ in stream:
-            if reading.done():
-                break
-    await reading
-    for stream in streams:
-        await stream.aclose()
+    async def write_again_and_again() -> None:
+        # How long an answer gets is the model's affair, and how soon the gauge is read that of the machine.
+        while True:
+            async with aclosing(model.generate(REQUEST, deadline=deadline)) as events:
+                async for _ in events:
+                    pass
+
+    writers = [asyncio.create_task(write_again_and_again()) for _ in range(2)]
+    await running(2)
+    for writer in writers:
+        writer.cancel()
+    await asyncio.wait(writers)
+    assert all(writer.cancelled() for writer in writers)
     await running(0)
     await model.close()
     await gauge.close()

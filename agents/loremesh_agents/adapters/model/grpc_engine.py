@@ -34,11 +34,13 @@ class GrpcEngine:
         backend: The engine's name in errors.
         target: `host:port`.
         idle_timeout: Seconds for which the engine may be silent; one whose workers hang keeps its health good.
+        failure_level: At which level of the log failed calls are told.
     """
 
-    def __init__(self, backend: str, target: str, *, idle_timeout: float) -> None:
+    def __init__(self, backend: str, target: str, *, idle_timeout: float, failure_level: int = logging.WARNING) -> None:
         self.backend = backend
         self._idle_timeout = idle_timeout
+        self._failure_level = failure_level
         self.channel = open_channel(target, ChannelOptions())
 
     async def unary(self, method: Any, request: object, *, deadline: Deadline) -> Any:
@@ -164,7 +166,7 @@ class GrpcEngine:
             return BudgetExhausted("generator", "generation")
         if code in _REFUSED and model:
             return UnsupportedByModel(model, f"this request: {details}")
-        _log.warning("the %s engine failed with %s: %s", self.backend, code.name, details)
+        _log.log(self._failure_level, "the %s engine failed with %s: %s", self.backend, code.name, details)
         return BackendUnavailable(self.backend)
 
 

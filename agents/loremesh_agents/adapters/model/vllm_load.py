@@ -4,6 +4,7 @@
 # The compiled contract has no types that its package exports; what comes is checked where it enters.
 
 import asyncio
+import logging
 import math
 import re
 from http import HTTPStatus
@@ -38,7 +39,8 @@ class VllmGrpcLoad:
     """
 
     def __init__(self, target: str, *, idle_timeout: float) -> None:
-        self._engine = GrpcEngine(_BACKEND, target, idle_timeout=idle_timeout)
+        # Asked several times a second, and nobody needs the answer: one that is down fills no log.
+        self._engine = GrpcEngine(_BACKEND, target, idle_timeout=idle_timeout, failure_level=logging.DEBUG)
         self._stub: Any = _pb_grpc.VllmEngineStub(self._engine.channel)
 
     async def load(self, *, deadline: Deadline) -> EngineLoad | None:

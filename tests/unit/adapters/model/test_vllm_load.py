@@ -1,6 +1,7 @@
 """What engines tell of their load: doubles of vLLM's gRPC contract and of its page of metrics."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -102,6 +103,15 @@ async def test_an_engine_that_is_not_there_does_not_answer() -> None:
     with pytest.raises(BackendUnavailable):
         await gauge.load(deadline=Deadline.after(0))
     await gauge.close()
+
+
+async def test_an_engine_that_is_down_fills_no_log(caplog: pytest.LogCaptureFixture) -> None:
+    gauge = VllmGrpcLoad("127.0.0.1:1", idle_timeout=5)
+    for _ in range(3):
+        with pytest.raises(BackendUnavailable):
+            await gauge.load(deadline=soon())
+    await gauge.close()
+    assert [record for record in caplog.records if record.levelno > logging.DEBUG] == []
 
 
 @pytest.mark.parametrize(
