@@ -6,7 +6,7 @@ from loremesh_agents.runtime.interceptors.base import Proceed
 
 
 class RequestContextInterceptor:
-    """Takes over the caller's query id or makes one, and sends it back with the response, or with the error."""
+    """Takes over the caller's query id or makes one, and tells it with an error, and before the response where the caller does not know it."""
 
     def __init__(self, agent: str) -> None:
         self._agent = agent
@@ -14,7 +14,10 @@ class RequestContextInterceptor:
     async def intercept(self, call: ServerCall, proceed: Proceed) -> None:
         """Serves the call with `context.current()` set."""
         query_id = query_id_from(call.metadata)
-        call.initial_metadata = call.trailing_metadata = ((QUERY_ID_KEY, query_id),)
+        call.trailing_metadata = ((QUERY_ID_KEY, query_id),)
+        if call.metadata.get(QUERY_ID_KEY) != query_id:
+            # Metadata of one's own cost about as much as a message: agents, which send the id themselves, get none.
+            call.initial_metadata = call.trailing_metadata
         call.request_context = RequestContext(query_id=query_id, agent=self._agent, method=call.method.full_name)
         with activate(call.request_context):
             await proceed(call)

@@ -8,7 +8,7 @@ from loremesh_agents.runtime.context import QUERY_ID_KEY, current
 from ..support import AGENT, SERVICE, service, serving, text, trailing
 
 
-async def test_the_callers_query_id_comes_back_with_the_response():
+async def test_the_callers_query_id_is_taken_over_and_not_told_to_who_knows_it():
     seen = []
 
     async def unary(request, _):
@@ -18,18 +18,19 @@ async def test_the_callers_query_id_comes_back_with_the_response():
     async with serving(service(unary=unary)) as running:
         call = running.stub.Unary(text(), metadata=((QUERY_ID_KEY, "q1"),))
         await call
-        assert (await call.initial_metadata())[QUERY_ID_KEY] == "q1"
+        assert QUERY_ID_KEY not in await call.initial_metadata()
     (context,) = seen
     assert (context.query_id, context.agent, context.method) == ("q1", AGENT, f"{SERVICE}/Unary")
     assert context.principal == ANONYMOUS
 
 
-async def test_a_query_without_id_gets_one():
+@pytest.mark.parametrize("sent", [(), ((QUERY_ID_KEY, "not one of ours"),)])
+async def test_a_query_without_id_gets_one(sent):
     async def stream(*_):
         yield text(current().query_id)
 
     async with serving(service(stream=stream)) as running:
-        call = running.stub.Stream(text())
+        call = running.stub.Stream(text(), metadata=sent)
         (message,) = [message async for message in call]
         assert len(message.value) == 32
         assert (await call.initial_metadata())[QUERY_ID_KEY] == message.value
