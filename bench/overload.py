@@ -33,6 +33,7 @@ from loremesh_agents.generator.servicer import GeneratorServicer
 from loremesh_agents.generator.settings import GeneratorSettings
 from loremesh_agents.ports.language_model import Capability, GenerationEnd, GenerationRequest, Model
 from loremesh_agents.runtime.interceptors.authentication import PeerTrust
+from loremesh_agents.runtime.lifecycle import exempt_from_collection
 from loremesh_agents.runtime.server import AgentServer, ServerOptions, Service
 
 _SLOTS = 16
@@ -84,6 +85,7 @@ async def _serve_generator(address: str, limit: int) -> None:
     add = generator_service_pb2_grpc.add_GeneratorServiceServicer_to_server
     options = ServerOptions(address=address, trust=PeerTrust.SOCKET, max_in_flight=None)
     async with AgentServer("generator", [Service.of(descriptor, add, servicer)], options) as server:
+        exempt_from_collection()
         print("generator", server.target, flush=True)
         await asyncio.Event().wait()
 

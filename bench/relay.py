@@ -33,6 +33,7 @@ from loremesh_agents.generator.service import GeneratorService
 from loremesh_agents.generator.servicer import GeneratorServicer
 from loremesh_agents.generator.settings import GeneratorSettings
 from loremesh_agents.ports.language_model import Capability, GenerationEnd, GenerationRequest, Model
+from loremesh_agents.runtime.lifecycle import exempt_from_collection
 from loremesh_agents.runtime.server import AgentServer, ServerOptions, Service
 
 _STREAMS = 64
@@ -74,6 +75,7 @@ async def _serve_generator(together: int) -> None:
     descriptor = generator_service_pb2.DESCRIPTOR.services_by_name["GeneratorService"]
     add = generator_service_pb2_grpc.add_GeneratorServiceServicer_to_server
     async with AgentServer("generator", [Service.of(descriptor, add, servicer)], ServerOptions()) as server:
+        exempt_from_collection()
         print("generator", server.target, flush=True)
         await asyncio.Event().wait()
 

@@ -1,6 +1,7 @@
 """From start to exit of a process that serves: order of start, signals, order of the end."""
 
 import asyncio
+import gc
 import logging
 import signal
 from collections.abc import Generator, Sequence
@@ -57,6 +58,16 @@ class StopSignals:
         finally:
             for number in signals:
                 loop.remove_signal_handler(number)
+
+
+def exempt_from_collection() -> None:
+    """Takes all that the process has made so far out of the garbage collector's sight. Once a process, when it is built.
+
+    It lives as long as the process does, modules and message types above all, and a full collection would look at all of it: 20 to 60 ms now and then in
+    which no token leaves.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 async def run(

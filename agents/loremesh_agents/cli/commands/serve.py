@@ -9,6 +9,7 @@ from loremesh_agents.bootstrap.serve import build, chosen, serve
 from loremesh_agents.bootstrap.settings import Settings
 from loremesh_agents.cli.exits import USAGE, CommandError
 from loremesh_agents.cli.session import plain_errors, read_settings, run, settings_options
+from loremesh_agents.runtime.lifecycle import exempt_from_collection
 from loremesh_agents.runtime.workers import Supervisor, WorkerOptions
 
 _STATELESS = frozenset({"coordinator", "retriever", "synthesizer", "generator"})
@@ -54,6 +55,7 @@ async def _serve(names: list[str], settings: Settings, *, free_ports: bool, reus
     if mesh.metrics_port is not None:
         click.echo(f"metrics {settings.telemetry.metrics_host}:{mesh.metrics_port}")
     sys.stdout.flush()
+    exempt_from_collection()
     await serve(mesh, settings)
     return 0
 
