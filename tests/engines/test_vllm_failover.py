@@ -123,6 +123,7 @@ async def killed_again_and_again(kind: str) -> None:
             went_on += len(end.resumptions)
 
 
+@pytest.mark.timeout(1200)  # twelve starts of an engine, of 25 seconds of a processor each
 async def test_ten_engines_are_killed_and_no_token_is_lost_or_repeated() -> None:
     for kind in KINDS:
         await asyncio.to_thread(vllm_server, kind)
