@@ -275,9 +275,9 @@ async def test_a_silent_peer_is_idle():
 async def test_a_slow_consumer_is_not_the_peers_silence():
     async with serving(service(stream=three)) as running:
         seen = []
-        async for message in Peer("tester", idle_timeout=0.05).stream(running.stub.Stream, text(), soon()):
+        async for message in Peer("tester", idle_timeout=0.5).stream(running.stub.Stream, text(), soon()):
             seen.append(message.value)
-            await asyncio.sleep(0.15)
+            await asyncio.sleep(0.7)
     assert seen == ["0", "1", "2"]
 
 
