@@ -6,7 +6,7 @@ from loremesh_agents.runtime.interceptors.base import Proceed
 
 
 class RequestContextInterceptor:
-    """Takes over the caller's query id or makes one, and tells it with an error, and before the response where the caller does not know it."""
+    """Takes over the caller's query id or makes one, and tells it: with the status to a caller who knows it or gets an error, else before the response."""
 
     def __init__(self, agent: str) -> None:
         self._agent = agent
@@ -15,8 +15,10 @@ class RequestContextInterceptor:
         """Serves the call with `context.current()` set."""
         query_id = query_id_from(call.metadata)
         call.trailing_metadata = ((QUERY_ID_KEY, query_id),)
-        if call.metadata.get(QUERY_ID_KEY) != query_id:
-            # Metadata of one's own cost about as much as a message: agents, which send the id themselves, get none.
+        if call.metadata.get(QUERY_ID_KEY) == query_id:
+            # Initial metadata cost about as much as a message; what goes with the status costs nothing.
+            call.servicer_context.set_trailing_metadata(call.trailing_metadata)
+        else:
             call.initial_metadata = call.trailing_metadata
         call.request_context = RequestContext(query_id=query_id, agent=self._agent, method=call.method.full_name)
         with activate(call.request_context):

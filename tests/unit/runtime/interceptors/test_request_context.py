@@ -8,7 +8,7 @@ from loremesh_agents.runtime.context import QUERY_ID_KEY, current
 from ..support import AGENT, SERVICE, service, serving, text, trailing
 
 
-async def test_the_callers_query_id_is_taken_over_and_not_told_to_who_knows_it():
+async def test_the_callers_query_id_is_taken_over_and_told_with_the_status():
     seen = []
 
     async def unary(request, _):
@@ -18,7 +18,7 @@ async def test_the_callers_query_id_is_taken_over_and_not_told_to_who_knows_it()
     async with serving(service(unary=unary)) as running:
         call = running.stub.Unary(text(), metadata=((QUERY_ID_KEY, "q1"),))
         await call
-        assert QUERY_ID_KEY not in await call.initial_metadata()
+        assert (await trailing(call))[QUERY_ID_KEY] == "q1"
     (context,) = seen
     assert (context.query_id, context.agent, context.method) == ("q1", AGENT, f"{SERVICE}/Unary")
     assert context.principal == ANONYMOUS
