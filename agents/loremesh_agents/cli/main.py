@@ -10,6 +10,8 @@ from loremesh_agents.cli.exits import EXIT_CODES, USAGE, CommandError
 
 # Before numpy loads: its matrices are small here, and threads that spin for them cost three times the processor time of a whole query.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# Before gRPC loads: what we start are other programs, for which its handlers of fork() do nothing but write to the terminal.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 _COMMANDS = {
     "ask": "Ask a question; prints the answer as it is written, then its sources.",
