@@ -31,24 +31,24 @@ class KeptGraph:
     """A graph store whose writes are followed by what the knowledge agent then does for the indexes, done when the write returns."""
 
     def __init__(self, graph: GraphStore, indexes: Sequence[DerivedIndex]) -> None:
-        self._graph = graph
+        self.graph = graph
         self._indexes = indexes
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._graph, name)
+        return getattr(self.graph, name)
 
     async def write(self, collection: str, *arguments: Any, **options: Any) -> Any:
-        written = await self._graph.write(collection, *arguments, **options)
+        written = await self.graph.write(collection, *arguments, **options)
         await self._maintain(collection)
         return written
 
     async def delete_documents(self, collection: str, *arguments: Any, **options: Any) -> Any:
-        deleted = await self._graph.delete_documents(collection, *arguments, **options)
+        deleted = await self.graph.delete_documents(collection, *arguments, **options)
         await self._maintain(collection)
         return deleted
 
     async def delete_collection(self, collection: str, **options: Any) -> bool:
-        deleted = await self._graph.delete_collection(collection, **options)
+        deleted = await self.graph.delete_collection(collection, **options)
         for index in self._indexes:
             await index.drop(collection, deadline=soon())
         return deleted

@@ -12,6 +12,7 @@ import trustme
 from pydantic import SecretStr
 
 from loremesh_agents.adapters.derived.cassandra import ALL, CassandraConnection, CassandraServers, ReplicaMissing
+from loremesh_agents.adapters.derived.keeping import shelf
 from loremesh_agents.adapters.graph.memory import MemoryGraphStore
 from loremesh_agents.adapters.vector.cassandra import CassandraVectorIndex
 from loremesh_agents.bootstrap.backends import open_vectors
@@ -97,12 +98,12 @@ async def test_a_page_that_was_applied_and_not_noted_is_applied_again(
 async def test_a_state_never_goes_back(graph: MemoryGraphStore, index: CassandraVectorIndex) -> None:
     revision = await Clustered(5, dimension=8).put(graph)
     await index.maintain("c", deadline=soon())
-    uid = revision.collection_uid
-    early = (await index._vectors.states([uid], deadline=soon()))[uid]
+    name = shelf(revision.collection_uid, "m")
+    early = (await index._vectors.states([name], deadline=soon()))[name]
     later, _ = await graph.delete_documents("c", ["0"], deadline=soon())
     await index.maintain("c", deadline=soon())
     await index._vectors.note(early, deadline=soon())
-    assert (await index._vectors.states([uid], deadline=soon()))[uid].revision == later.revision
+    assert (await index._vectors.states([name], deadline=soon()))[name].revision == later.revision
 
 
 async def test_what_a_missing_replica_has_not_taken_is_written_to_all_when_it_is_back(
@@ -131,7 +132,7 @@ async def test_what_a_missing_replica_has_not_taken_is_written_to_all_when_it_is
     away = False
     await following.recover(deadline=soon())
     mended = soon()
-    while await following._vectors.gap(revision.collection_uid, deadline=mended) is not None:
+    while await following._vectors.gap(shelf(revision.collection_uid, "m"), deadline=mended) is not None:
         await asyncio.sleep(0.2)
     page = await graph.vector_changes("c", after_revision=0, limit=100, deadline=soon())
     assert set(page.added) <= set(to_all)

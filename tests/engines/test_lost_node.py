@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from loremesh_agents.adapters.derived.cassandra import CassandraServers
+from loremesh_agents.adapters.derived.keeping import shelf
 from loremesh_agents.adapters.graph.gremlin.endpoint import janusgraph_endpoint
 from loremesh_agents.adapters.graph.gremlin.janusgraph import JanusGraphEngine
 from loremesh_agents.adapters.graph.versioned import VersionedGraphStore
@@ -254,7 +255,8 @@ async def test_a_node_is_lost_under_load_and_comes_back(
         reached = load.reached
         assert reached is not None
         mended = Deadline.after(MENDED_S)
-        while await writer.vectors._vectors.gap(reached.collection_uid, deadline=mended) is not None:
+        name = shelf(reached.collection_uid, MODEL)
+        while await writer.vectors._vectors.gap(name, deadline=mended) is not None:
             await asyncio.sleep(0.2)
         page = await writer.graph.vector_changes("c", after_revision=0, limit=10**6, deadline=Deadline.after(60))
         await upkeep.close()

@@ -3,8 +3,8 @@
 One index a collection would cost a shard, and memory of the cluster's state, for each of many small ones. The price is that a deleted
 collection's documents are searched for and removed one by one; nobody asks for them meanwhile.
 
-A passage's document has the id `{collection uid}-{handle}` and version 1, and its removal version 2: so a page that comes late or twice brings nothing back. A
-collection's state has the id `state-{collection uid}` and its revision as version. It is read by id, which OpenSearch answers from its log, so
+A passage's document has the id `{shelf}-{handle}` and version 1, and its removal version 2: so a page that comes late or twice brings nothing back. A
+shelf's state has the id `state-{shelf}` and its revision as version. It is read by id, which OpenSearch answers from its log, so
 it needs no refresh; the passages have had one by then.
 """
 
@@ -43,6 +43,7 @@ _BACKEND = "opensearch"
 _CONNECTIONS = 16
 _BULK_BYTES = 900_000
 """Of one request: larger ones would hold the event loop up while they are sent."""
+_REMOVED_AT_ONCE = 2_000
 _LONGEST_WORD = 8191
 _ADDED, _REMOVED = 1, 2
 _STATE_FIELDS = {
@@ -77,7 +78,7 @@ class OpenSearchIndex:
     Attributes:
         name: Its name.
         format: Number of the way in which we use it; it is kept in the index.
-        properties: What its documents have besides `uid`, `stamp` and `state`.
+        properties: What its documents have besides `uid` (the shelf), `stamp` and `state`.
         settings: Those that it is created with.
     """
 
@@ -226,25 +227,18 @@ class OpenSearchStore(ABC, Generic[AnyPage]):
         self._require_format(found)
         return made
 
-    async def states(self, uids: Group[str] | None, *, deadline: Deadline) -> Mapping[str, IndexState]:
+    async def states(self, shelves: Group[str] | None, *, deadline: Deadline) -> Mapping[str, IndexState]:
         """See `IndexStore`."""
-        if uids is None:
+        if shelves is None:
             return await self._all_states(deadline)
-        if not uids:
+        if not shelves:
             return {}
         if not self._checked:
             found = await self._format(deadline)
             if found is None:
                 return self._say_missing()
             self._require_format(found)
-        answer = await self._ask(
-            "POST",
-            (self._index.name, "_mget"),
-            body={"ids": [f"state-{uid}" for uid in uids]},
-            expected=(404,),
-            stage="reading states",
-            deadline=deadline,
-        )
+        answer = await self._read_states(shelves, deadline)
         documents = answer.get("docs", [])
         if "error" in answer or any("error" in document for document in documents):
             return self._say_missing()
@@ -253,32 +247,23 @@ class OpenSearchStore(ABC, Generic[AnyPage]):
     async def apply(self, state: IndexState, page: AnyPage, *, stamp: int, deadline: Deadline) -> IndexState:
         """See `IndexStore`."""
         state = await self.widen(state, page, deadline=deadline)
-        batches = self._batches(state.uid, page, stamp)
+        batches = self._batches(state.shelf, page, stamp)
         while batch := await asyncio.to_thread(next, batches, b""):
-            answer = await self._ask(
-                "POST",
-                (self._index.name, "_bulk"),
-                body=batch,
-                parameters={"filter_path": "errors,items.*.status,items.*.error"},
-                stage="writing",
-                deadline=deadline,
-            )
-            if answer.get("errors"):
-                self._require_taken(answer["items"])
-        await self._ask("POST", (self._index.name, "_refresh"), stage="refreshing", deadline=deadline)
-        return IndexState(state.uid, state.collection, page.revision, state.dimension)
+            await self._bulk(batch, deadline)
+        await self._refresh(deadline)
+        return IndexState(state.shelf, state.collection, page.revision, state.dimension)
 
     async def note(self, state: IndexState, *, deadline: Deadline) -> None:
         """See `IndexStore`."""
         noted = {
-            "uid": state.uid,
+            "uid": state.shelf,
             "collection": state.collection,
             "revision": state.revision,
             "dimension": state.dimension,
         }
         await self._ask(
             "PUT",
-            (self._index.name, "_doc", f"state-{state.uid}"),
+            (self._index.name, "_doc", f"state-{state.shelf}"),
             body={"state": noted},
             parameters={"version": state.revision, "version_type": "external_gte"},
             expected=(409,),
@@ -286,28 +271,49 @@ class OpenSearchStore(ABC, Generic[AnyPage]):
             deadline=deadline,
         )
 
-    async def remove(self, uid: str, *, stamped_before: int | None = None, deadline: Deadline) -> None:
-        """See `IndexStore`."""
-        conditions: list[Mapping[str, Any]] = [{"term": {"uid": uid}}]
+    async def remove(self, shelf: str, *, stamped_before: int | None = None, deadline: Deadline) -> None:
+        """See `IndexStore`. What is removed with its shelf may come back with one of its name."""
         if stamped_before is not None:
-            conditions.append({"range": {"stamp": {"lt": stamped_before}}})
-        await self._ask(
-            "POST",
-            (self._index.name, "_delete_by_query"),
-            body={"query": {"bool": {"filter": conditions}}},
-            parameters={"conflicts": "proceed", "refresh": "true"},
-            expected=(404,),
-            stage="removing",
-            deadline=deadline,
-        )
-        if stamped_before is None:
+            older = {"range": {"stamp": {"lt": stamped_before}}}
             await self._ask(
-                "DELETE",
-                (self._index.name, "_doc", f"state-{uid}"),
+                "POST",
+                (self._index.name, "_delete_by_query"),
+                body={"query": {"bool": {"filter": [{"term": {"uid": shelf}}, older]}}},
+                parameters={"conflicts": "proceed", "refresh": "true"},
                 expected=(404,),
                 stage="removing",
                 deadline=deadline,
             )
+            return
+        state = _states((await self._read_states([shelf], deadline)).get("docs", [])).get(shelf)
+        await self._refresh(deadline, expected=(404,))
+        while found := await self._some_of(shelf, deadline):
+            # A removal of version 2 would be the last word for as long as the server remembers it.
+            actions = [{"delete": {"_id": id_, "version": _ADDED, "version_type": "external_gte"}} for id_ in found]
+            await self._bulk(b"\n".join([*map(orjson.dumps, actions), b""]), deadline)
+            await self._refresh(deadline)
+        if state is not None:
+            await self._ask(
+                "DELETE",
+                (self._index.name, "_doc", f"state-{shelf}"),
+                parameters={"version": state.revision, "version_type": "external_gte"},
+                expected=(404, 409),
+                stage="removing",
+                deadline=deadline,
+            )
+
+    async def _some_of(self, shelf: str, deadline: Deadline) -> list[str]:
+        """Ids of some of the documents of a shelf."""
+        answer = await self._ask(
+            "POST",
+            (self._index.name, "_search"),
+            body={"query": {"term": {"uid": shelf}}, "size": _REMOVED_AT_ONCE, "_source": False},
+            parameters={"allow_partial_search_results": "false"},
+            expected=(404,),
+            stage="removing",
+            deadline=deadline,
+        )
+        return [hit["_id"] for hit in answer.get("hits", {}).get("hits", [])]
 
     async def search(self, query: Mapping[str, Any], *, limit: int, deadline: Deadline) -> tuple[PassageRef, ...]:
         """The passages that a query finds, the best first."""
@@ -390,6 +396,33 @@ class OpenSearchStore(ABC, Generic[AnyPage]):
             _log.warning("there is no OpenSearch index %s until the knowledge agent makes it", self._index.name)
         return {}
 
+    async def _read_states(self, shelves: Group[str], deadline: Deadline) -> Any:
+        return await self._ask(
+            "POST",
+            (self._index.name, "_mget"),
+            body={"ids": [f"state-{name}" for name in shelves]},
+            expected=(404,),
+            stage="reading states",
+            deadline=deadline,
+        )
+
+    async def _bulk(self, batch: bytes, deadline: Deadline) -> None:
+        answer = await self._ask(
+            "POST",
+            (self._index.name, "_bulk"),
+            body=batch,
+            parameters={"filter_path": "errors,items.*.status,items.*.error"},
+            stage="writing",
+            deadline=deadline,
+        )
+        if answer.get("errors"):
+            self._require_taken(answer["items"])
+
+    async def _refresh(self, deadline: Deadline, *, expected: tuple[int, ...] = ()) -> None:
+        await self._ask(
+            "POST", (self._index.name, "_refresh"), expected=expected, stage="refreshing", deadline=deadline
+        )
+
     async def _all_states(self, deadline: Deadline) -> Mapping[str, IndexState]:
         found: dict[str, IndexState] = {}
         after: list[str] = []
@@ -415,21 +448,21 @@ class OpenSearchStore(ABC, Generic[AnyPage]):
             found |= _states([{**hit, "found": True} for hit in hits])
             after = hits[-1]["sort"]
 
-    def _batches(self, uid: str, page: AnyPage, stamp: int) -> Iterator[bytes]:
+    def _batches(self, shelf: str, page: AnyPage, stamp: int) -> Iterator[bytes]:
         """Requests of bounded size."""
         lines: list[bytes] = []
         size = 0
         for ref in self.removed(page):
-            action = {"_id": f"{uid}-{ref}", "version": _REMOVED, "version_type": "external_gte"}
+            action = {"_id": f"{shelf}-{ref}", "version": _REMOVED, "version_type": "external_gte"}
             lines.append(orjson.dumps({"delete": action}))
             size += len(lines[-1])
             if size > _BULK_BYTES:
                 yield b"\n".join([*lines, b""])
                 lines, size = [], 0
         for ref, fields in self.entries(page):
-            action = {"_id": f"{uid}-{ref}", "version": _ADDED, "version_type": "external_gte"}
+            action = {"_id": f"{shelf}-{ref}", "version": _ADDED, "version_type": "external_gte"}
             lines.append(orjson.dumps({"index": action}))
-            content = {"uid": uid, "stamp": stamp, **fields}
+            content = {"uid": shelf, "stamp": stamp, **fields}
             lines.append(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY))
             size += len(lines[-1])
             if size > _BULK_BYTES:

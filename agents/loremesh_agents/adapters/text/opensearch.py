@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from loremesh_agents.adapters.derived.keeping import Keeping
+from loremesh_agents.adapters.derived.keeping import Keeping, TextSource
 from loremesh_agents.adapters.derived.opensearch import (
     OpenSearchConnection,
     OpenSearchIndex,
@@ -49,20 +49,20 @@ class OpenSearchTextIndex(Keeping[TextChanges]):
             f"{prefix}-text", _FORMAT, {"words": text_field()}, {**text_settings(), **(settings or {})}
         )
         self._words = _Words(self._connection, index)
-        super().__init__(graph, self._words, graph.text_changes, page=_PAGE)
+        super().__init__(graph, TextSource(graph), self._words, page=_PAGE)
 
     async def search(
         self, terms: Mapping[str, int], *, revisions: tuple[CollectionRevision, ...], limit: int, deadline: Deadline
     ) -> tuple[PassageRef, ...]:
         """See the port."""
         reached = await self.reached(revisions, deadline=deadline)
-        uids = [state.uid for _, state in reached]
+        shelves = [state.shelf for _, state in reached]
         chosen = rarest(terms)
-        if not chosen or not uids:
+        if not chosen or not shelves:
             return ()
         query = {
             "bool": {
-                "filter": [{"terms": {"uid": uids}}],
+                "filter": [{"terms": {"uid": shelves}}],
                 "should": [{"term": {"words": {"value": term}}} for term in chosen],
                 "minimum_should_match": 1,
             }

@@ -1,6 +1,6 @@
 """`cassandra://`: vectors in Cassandra 5, searched by its storage-attached index.
 
-Each collection has a table of its own: with one table for all, the condition on the collection costs a look at every one of its passages in each
+Each collection has a table of its own for each model: with one table for all, the condition on the collection costs a look at every one of its passages in each
 search (docs/engines.md has the figures). Cassandra searches vectors at consistency ONE whatever is asked for. So that a reader sees what is acknowledged, vectors are
 written to all replicas. While one of them is away, a quorum has to do: the revision after which that began is noted as the collection's *gap*, and what has
 changed since is written to all of them once they are there again. docs/consistency.md says what a search may lack meanwhile.
@@ -24,7 +24,7 @@ from loremesh_agents.adapters.derived.cassandra import (
     CassandraServers,
     ReplicaMissing,
 )
-from loremesh_agents.adapters.derived.keeping import IndexState, Keeping, stamp_of_now
+from loremesh_agents.adapters.derived.keeping import IndexState, Keeping, VectorSource, shelf, stamp_of_now
 from loremesh_agents.adapters.vector.query import require_comparable
 from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.errors import BackendUnavailable, BudgetExhausted, CollectionNotFound, LoremeshError
@@ -49,6 +49,7 @@ _TABLES = (
     "CREATE TABLE IF NOT EXISTS vector_index_state (uid text PRIMARY KEY, collection text, revision bigint, dimension int)",
     "CREATE TABLE IF NOT EXISTS vector_index_gap (uid text PRIMARY KEY, after bigint)",
 )
+"""Their `uid` is that of a shelf."""
 _STATE = "SELECT uid, collection, revision, dimension FROM vector_index_state"
 
 
@@ -61,7 +62,7 @@ class _Vectors:
         self._prepared = False
         self._made: set[str] = set()
         self.gapped: set[str] = set()
-        """The collections that are known to have a gap, by uid."""
+        """The shelves that are known to have a gap."""
 
     @property
     def name(self) -> str:
@@ -84,7 +85,7 @@ class _Vectors:
         other = await self._format(deadline) != _FORMAT
         if replacing and other:
             for state in (await self.states_anyhow(None, deadline=deadline)).values():
-                await self.remove(state.uid, deadline=deadline)
+                await self.remove(state.shelf, deadline=deadline)
             await self._connection.ask(
                 "UPDATE vector_index SET format = ? WHERE name = 'vectors' IF EXISTS",
                 (_FORMAT,),
@@ -95,19 +96,19 @@ class _Vectors:
         self._prepared = True
         return other
 
-    async def states(self, uids: Group[str] | None, *, deadline: Deadline) -> Mapping[str, IndexState]:
+    async def states(self, shelves: Group[str] | None, *, deadline: Deadline) -> Mapping[str, IndexState]:
         if not self._checked:
             await self._require_format(deadline)
-        return await self.states_anyhow(uids, deadline=deadline)
+        return await self.states_anyhow(shelves, deadline=deadline)
 
-    async def states_anyhow(self, uids: Group[str] | None, *, deadline: Deadline) -> Mapping[str, IndexState]:
+    async def states_anyhow(self, shelves: Group[str] | None, *, deadline: Deadline) -> Mapping[str, IndexState]:
         """The states, of whatever format."""
         stage = "reading states"
-        if uids is None:
+        if shelves is None:
             rows = await self._connection.scan(_STATE, stage=stage, deadline=deadline)
         else:
             each = await self._connection.ask_each(
-                f"{_STATE} WHERE uid = ?", [(uid,) for uid in uids], stage=stage, deadline=deadline
+                f"{_STATE} WHERE uid = ?", [(name,) for name in shelves], stage=stage, deadline=deadline
             )
             rows = [row for found in each for row in found]
         return {row.uid: IndexState(row.uid, row.collection, row.revision, row.dimension) for row in rows}
@@ -116,9 +117,17 @@ class _Vectors:
         dimension = page.vectors.shape[1] if page.added else state.dimension
         if not dimension:
             return replace(state, revision=page.revision)
-        before = state.revision
         state = await self._with_table(state, dimension, deadline)
-        gap = await self.gap(state.uid, deadline=deadline)
+        try:
+            return await self._apply(state, page, stamp, deadline)
+        except BackendUnavailable:
+            # Another process may have taken the table away: it is looked for again.
+            self._made.discard(_table(state))
+            raise
+
+    async def _apply(self, state: IndexState, page: VectorChanges, stamp: int, deadline: Deadline) -> IndexState:
+        """Writes to all replicas, or to a quorum where one is missing."""
+        gap = await self.gap(state.shelf, deadline=deadline)
         if gap is None:
             try:
                 await self._write(state, page, stamp, ALL, deadline.fraction(_SHARE_OF_ALL))
@@ -128,25 +137,25 @@ class _Vectors:
                     "a replica of Cassandra is missing: the collection %s is written to the others, and to all when it is back",
                     state.collection,
                 )
-        if gap is None or before < gap:
+        if gap is None or state.revision < gap:
             # Noted before anybody may take the page for whole, so that it is not forgotten where this process ends.
-            await self._note_gap(state.uid, before, deadline)
+            await self._note_gap(state.shelf, state.revision, deadline)
         await self._write(state, page, stamp, QUORUM, deadline)
         return replace(state, revision=page.revision)
 
-    async def gap(self, uid: str, *, deadline: Deadline) -> int | None:
+    async def gap(self, shelf: str, *, deadline: Deadline) -> int | None:
         """The revision after which some replica may lack what was written; None where none does."""
         rows = await self._connection.ask(
-            "SELECT after FROM vector_index_gap WHERE uid = ?", (uid,), stage="looking for gaps", deadline=deadline
+            "SELECT after FROM vector_index_gap WHERE uid = ?", (shelf,), stage="looking for gaps", deadline=deadline
         )
         if not rows:
-            self.gapped.discard(uid)
+            self.gapped.discard(shelf)
             return None
-        self.gapped.add(uid)
+        self.gapped.add(shelf)
         return int(rows[0].after)
 
     async def gaps(self, *, deadline: Deadline) -> frozenset[str]:
-        """The collections that have one, by uid."""
+        """The shelves that have one."""
         rows = await self._connection.scan(
             "SELECT uid FROM vector_index_gap", stage="looking for gaps", deadline=deadline
         )
@@ -170,22 +179,22 @@ class _Vectors:
         if state.dimension:
             await self._write(state, page, stamp, ALL, deadline)
         if page.revision < state.revision:
-            await self._note_gap(state.uid, page.revision, deadline)
+            await self._note_gap(state.shelf, page.revision, deadline)
         else:
             await self._connection.ask(
-                "DELETE FROM vector_index_gap WHERE uid = ?", (state.uid,), stage="closing a gap", deadline=deadline
+                "DELETE FROM vector_index_gap WHERE uid = ?", (state.shelf,), stage="closing a gap", deadline=deadline
             )
-            self.gapped.discard(state.uid)
+            self.gapped.discard(state.shelf)
             _log.info("all replicas of Cassandra have the vectors of the collection %s again", state.collection)
 
-    async def _note_gap(self, uid: str, after: int, deadline: Deadline) -> None:
+    async def _note_gap(self, shelf: str, after: int, deadline: Deadline) -> None:
         await self._connection.ask(
             "INSERT INTO vector_index_gap (uid, after) VALUES (?, ?)",
-            (uid, after),
+            (shelf, after),
             stage="noting a gap",
             deadline=deadline,
         )
-        self.gapped.add(uid)
+        self.gapped.add(shelf)
 
     async def _write(
         self, state: IndexState, page: VectorChanges, stamp: int, consistency: int, deadline: Deadline
@@ -206,7 +215,7 @@ class _Vectors:
         )
 
     async def note(self, state: IndexState, *, deadline: Deadline) -> None:
-        values = (state.collection, state.revision, state.dimension, state.uid)
+        values = (state.collection, state.revision, state.dimension, state.shelf)
         (row,) = await self._connection.ask(
             "INSERT INTO vector_index_state (collection, revision, dimension, uid) VALUES (?, ?, ?, ?) IF NOT EXISTS",
             values,
@@ -221,8 +230,8 @@ class _Vectors:
                 deadline=deadline,
             )
 
-    async def remove(self, uid: str, *, stamped_before: int | None = None, deadline: Deadline) -> None:
-        state = (await self.states_anyhow([uid], deadline=deadline)).get(uid)
+    async def remove(self, shelf: str, *, stamped_before: int | None = None, deadline: Deadline) -> None:
+        state = (await self.states_anyhow([shelf], deadline=deadline)).get(shelf)
         if state is None:
             return
         if stamped_before is None:
@@ -233,7 +242,7 @@ class _Vectors:
                 "DELETE FROM vector_index_gap WHERE uid = ?",
                 "DELETE FROM vector_index_state WHERE uid = ? IF EXISTS",
             ):
-                await self._connection.ask(statement, (uid,), stage="removing", deadline=deadline)
+                await self._connection.ask(statement, (shelf,), stage="removing", deadline=deadline)
         elif state.dimension:
             rows = await self._connection.scan(
                 f"SELECT ref, stamp FROM {_table(state)}", stage="looking for remains", deadline=deadline
@@ -310,7 +319,7 @@ class CassandraVectorIndex(Keeping[VectorChanges]):
         self._connection = CassandraConnection(servers)
         self._vectors = _Vectors(self._connection)
         self._mending: asyncio.Task[None] | None = None
-        super().__init__(graph, self._vectors, graph.vector_changes, page=_PAGE)
+        super().__init__(graph, VectorSource(graph), self._vectors, page=_PAGE)
 
     async def maintain(self, collection: str, *, deadline: Deadline) -> CollectionRevision:
         """See `ports.derived.DerivedIndex`. What some replica lacks it gets in the background."""
@@ -340,10 +349,9 @@ class CassandraVectorIndex(Keeping[VectorChanges]):
         deadline: Deadline,
     ) -> tuple[PassageRef, ...]:
         """See the port."""
-        del model  # It holds vectors of the collection's one model.
         found: list[tuple[float, int]] = []
         asked = vector.tolist()
-        for revision, state in await self.reached(revisions, deadline=deadline):
+        for revision, state in await self.reached(revisions, model, deadline=deadline):
             if state.dimension:
                 require_comparable(vector, state.dimension, revision.collection)
                 found += await self._vectors.near(state, asked, limit=limit, deadline=deadline)
@@ -364,37 +372,40 @@ class CassandraVectorIndex(Keeping[VectorChanges]):
         """Tries until no gap is left. Not a part of `maintain`: what is new shall not wait for a replica that is away."""
         while self._vectors.gapped:
             await asyncio.sleep(_MENDING_PAUSE)
-            for uid in tuple(self._vectors.gapped):
+            for name in tuple(self._vectors.gapped):
                 try:
-                    await self._mend(uid, Deadline.after(_MENDING_SECONDS))
+                    await self._mend(name, Deadline.after(_MENDING_SECONDS))
                 except CollectionNotFound:
-                    self._vectors.gapped.discard(uid)
+                    self._vectors.gapped.discard(name)
                 except (ReplicaMissing, LoremeshError) as error:
                     _log.debug("a replica of Cassandra lacks vectors still: %r", error)
 
-    async def _mend(self, uid: str, deadline: Deadline) -> None:
+    async def _mend(self, name: str, deadline: Deadline) -> None:
         """Writes to all replicas what some may lack, page by page: writers have their turn in between."""
-        while uid in self._vectors.gapped:
-            collection = (await self._state_of(uid, deadline)).collection
+        while name in self._vectors.gapped:
+            collection = (await self._state_of(name, deadline)).collection
             async with self._alone(collection, deadline):
-                state = await self._state_of(uid, deadline)
-                after = await self._vectors.gap(uid, deadline=deadline)
+                state = await self._state_of(name, deadline)
+                after = await self._vectors.gap(name, deadline=deadline)
                 if after is None:
                     continue
-                page = await self._graph.vector_changes(
-                    collection, after_revision=after, limit=_PAGE, deadline=deadline
-                )
+                shelves = await self._source.shelves(collection, deadline=deadline)
+                uid = shelves.current.collection_uid
+                model = next((model for model in shelves.whole if shelf(uid, model) == name), None)
+                if model is None:
+                    # Deleted, and made anew; or no longer of that model. What is left of it is removed with its state.
+                    raise CollectionNotFound(collection)
+                page = await self._source.read(collection, model, after_revision=after, limit=_PAGE, deadline=deadline)
                 if page.collection_uid != uid:
-                    # Deleted, and made anew; what is left of it is removed with its state.
                     raise CollectionNotFound(collection)
                 await self._vectors.mend(state, page, stamp=stamp_of_now(), deadline=deadline)
 
-    async def _state_of(self, uid: str, deadline: Deadline) -> IndexState:
-        state = (await self._vectors.states([uid], deadline=deadline)).get(uid)
+    async def _state_of(self, name: str, deadline: Deadline) -> IndexState:
+        state = (await self._vectors.states([name], deadline=deadline)).get(name)
         if state is None:
-            raise CollectionNotFound(uid)
+            raise CollectionNotFound(name)
         return state
 
 
 def _table(state: IndexState) -> str:
-    return f"vectors_{hashlib.sha256(state.uid.encode()).hexdigest()[:24]}_{state.dimension:d}"
+    return f"vectors_{hashlib.sha256(state.shelf.encode()).hexdigest()[:24]}_{state.dimension:d}"

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loremesh_agents.adapters.derived.keeping import IndexState, Keeping
+from loremesh_agents.adapters.derived.keeping import IndexState, Keeping, VectorSource
 from loremesh_agents.adapters.derived.opensearch import (
     OpenSearchConnection,
     OpenSearchIndex,
@@ -74,7 +74,7 @@ class OpenSearchVectorIndex(Keeping[VectorChanges]):
         self._connection = OpenSearchConnection(servers)
         index = OpenSearchIndex(f"{prefix}-vectors", _FORMAT, {}, {"knn": True, **(settings or {})})
         self._vectors = _Vectors(self._connection, index)
-        super().__init__(graph, self._vectors, graph.vector_changes, page=_PAGE)
+        super().__init__(graph, VectorSource(graph), self._vectors, page=_PAGE)
 
     async def search(
         self,
@@ -86,19 +86,18 @@ class OpenSearchVectorIndex(Keeping[VectorChanges]):
         deadline: Deadline,
     ) -> tuple[PassageRef, ...]:
         """See the port."""
-        del model  # It holds vectors of the collection's one model.
-        reached = await self.reached(revisions, deadline=deadline)
-        uids: list[str] = []
+        reached = await self.reached(revisions, model, deadline=deadline)
+        shelves: list[str] = []
         for revision, state in reached:
             if state.dimension:
                 require_comparable(vector, state.dimension, revision.collection)
-                uids.append(state.uid)
-        if not uids:
+                shelves.append(state.shelf)
+        if not shelves:
             return ()
         asked = {
             "vector": vector.tolist(),
             "k": min(_OVERSAMPLING * limit, _MOST_CANDIDATES),
-            "filter": {"terms": {"uid": uids}},
+            "filter": {"terms": {"uid": shelves}},
         }
         return await self._vectors.search({"knn": {_field(len(vector)): asked}}, limit=limit, deadline=deadline)
 
