@@ -9,14 +9,18 @@ import pytest
 
 from loremesh_agents.adapters.graph.memory import MemoryGraphStore
 from loremesh_agents.adapters.graph.sqlite import SqliteGraphStore
+from loremesh_agents.adapters.graph.sqlite.vector_sets import SqliteVectorSets
 from loremesh_agents.adapters.graph.versioned import VersionedGraphStore
+from loremesh_agents.adapters.graph.versioned.vector_sets import VersionedVectorSets
 from loremesh_agents.adapters.text.memory import MemoryTextIndex
 from loremesh_agents.adapters.text.postings import PostingsTextIndex
 from loremesh_agents.adapters.text.sqlite import SqliteTextIndex
 from loremesh_agents.ports.graph import GraphStore
 from loremesh_agents.ports.text import TextIndex
+from loremesh_agents.ports.vector_sets import VectorSets
 from tests.conformance.memory_engine import Graph, MemoryEngine
 from tests.engines.graph_engines import ENGINES, text_index
+from tests.engines.search_indexes import KeptGraph
 
 GRAPHS = ("sqlite", "memory", "versioned")
 DIVIDED_GRAPHS = ("sqlite", "memory")
@@ -53,6 +57,16 @@ async def opened(kind: str, folder: Path) -> AsyncIterator[Stores]:
         stores = Stores(sqlite, SqliteTextIndex(sqlite))
     yield stores
     await stores.graph.close()
+
+
+def vector_sets(graph: GraphStore) -> VectorSets:
+    """Where a store keeps vectors of two models."""
+    if isinstance(graph, KeptGraph):
+        return vector_sets(graph.graph)
+    if isinstance(graph, SqliteGraphStore):
+        return SqliteVectorSets(graph.connections)
+    assert isinstance(graph, VersionedGraphStore)
+    return VersionedVectorSets(graph)
 
 
 @pytest.fixture(params=(*GRAPHS, *SERVED_GRAPHS))

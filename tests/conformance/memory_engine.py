@@ -4,7 +4,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from collections.abc import Collection as Group
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from loremesh_agents.adapters.graph.versioned.engine import (
     Access,
@@ -22,7 +22,7 @@ from loremesh_agents.adapters.graph.versioned.engine import (
 )
 from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.errors import BackendUnavailable, BudgetExhausted, WriteConflict
-from loremesh_agents.domain.graph_schema import EDGES, VERTICES, EdgeLabel, VertexLabel
+from loremesh_agents.domain.graph_schema import EDGES, VERSION, VERTICES, EdgeLabel, VertexLabel
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Node:
 class Graph:
     """What the engine has stored; several sessions may share it."""
 
-    version: int = 1
+    version: int = VERSION
     nodes: dict[str, Node] = field(default_factory=dict)
     edges: dict[EdgeLabel, list[Edge]] = field(default_factory=lambda: {label: [] for label in EdgeLabel})
     outgoing: dict[tuple[EdgeLabel, str], list[Edge]] = field(default_factory=dict)
@@ -91,7 +91,10 @@ async def no_fault(name: str, number: int) -> None:
 
 def steps_of(changes: Changes) -> Iterator[tuple[str, object]]:
     """The parts of a batch in an order in which an engine may make them."""
-    yield from (("vertex", vertex) for vertex in changes.vertices)
+    for vertex in changes.vertices:
+        yield "vertex", replace(vertex, sets={})
+        for name, values in vertex.sets.items():
+            yield from (("cell", Cell(vertex.label, vertex.id, name, value)) for value in values)
     yield from (("cell", found) for found in changes.cells)
     yield from (("edge", edge) for edge in changes.edges)
     yield from (("setting", setting) for setting in changes.settings)

@@ -257,6 +257,27 @@ async def test_numbers_keep_64_bits_and_vectors_their_bytes(engine: GraphEngine)
     assert row == PassageRow(1 << 31, (), {"ref": 1 << 31})
 
 
+async def test_a_vector_of_another_set_is_its_own_vertex_whoever_gives_it(engine: GraphEngine) -> None:
+    vector = np.array([0.25, -1.5], dtype="<f4").tobytes()
+    properties: dict[str, Value] = {"ref": 1, "uid": "u1", "generation": 3, "model": "m 'ü", "vector": vector}
+    given = Vertex(VertexLabel.VECTOR, "v3x1", properties, {"made": ["4:"]})
+    await put(engine, passage(1, vector=vector), passage(2), given)
+    # Once more, by another version.
+    await put(engine, replace(given, sets={"made": ["5:"]}))
+    wanted = {VertexLabel.VECTOR: ["v3x1", "v3x2"]}
+    found = await engine.records(wanted, deadline=soon())
+    assert found.keys() == {"v3x1"}
+    assert {name: found["v3x1"].properties[name] for name in properties} == properties
+    assert set(found["v3x1"].sets["made"]) == {"4:", "5:"}
+    # What passages hold themselves goes when nobody needs it.
+    await put(engine, *(Setting(VertexLabel.PASSAGE, f"p{ref}", "vector", b"") for ref in (1, 2, 3)))
+    rows = await engine.passages([1, 2, 3], EVERYTHING, fields=["vector"], deadline=soon())
+    assert {row.ref for row in rows} == {1, 2}
+    assert not any(row.properties.get("vector") for row in rows)
+    await engine.remove(wanted, deadline=soon())
+    assert await engine.records(wanted, deadline=soon()) == {}
+
+
 @pytest.mark.parametrize("dimension", [1, 2, 384])
 async def test_vectors_of_any_length_are_read_as_they_were_written(engine: GraphEngine, dimension: int) -> None:
     vectors = np.random.default_rng(dimension).standard_normal((20, dimension)).astype("<f4")

@@ -22,10 +22,12 @@ from loremesh_agents.domain.document import DocumentWrite
 from loremesh_agents.domain.errors import BackendUnavailable, BudgetExhausted
 from loremesh_agents.domain.filter import EVERYTHING
 from loremesh_agents.domain.principal import ANONYMOUS
+from loremesh_agents.domain.retrieval import PassageRef
 from loremesh_agents.domain.revision import LATEST, CollectionRevision
 from loremesh_agents.ports.graph import GraphStore, VectorChanges
+from loremesh_agents.ports.vector_sets import VectorSets
 from loremesh_agents.ports.vectors import VectorIndex
-from tests.conformance.conftest import GRAPHS, opened
+from tests.conformance.conftest import GRAPHS, opened, vector_sets
 from tests.documents import document, soon, write
 from tests.engines.search_indexes import OUTSIDE, KeptGraph, neo4j_index
 
@@ -105,6 +107,13 @@ async def opened_index(graph: GraphStore, folder: Path, kind: str = "faiss based
     ids="-".join,
 )
 async def searched(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Searched]:
+    async with opened_kind(request, tmp_path) as found:
+        yield found
+
+
+@asynccontextmanager
+async def opened_kind(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Searched]:
+    """The graph and the index that the parameter of a fixture names."""
     graph, kind = request.param
     async with opened(graph, tmp_path) as stores:
         if kind in KINDS:
@@ -115,6 +124,22 @@ async def searched(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncItera
                 yield Searched(KeptGraph(stores.graph, [index]), index)
         else:
             yield Searched(stores.graph, neo4j_index(stores.graph))
+
+
+@pytest.fixture(
+    params=[
+        *product(("sqlite", "versioned"), KINDS),
+        pytest.param(("neo4j", "neo4j"), marks=pytest.mark.engines),
+        *(pytest.param(("versioned", kind), marks=pytest.mark.engines) for kind in OUTSIDE),
+    ],
+    ids="-".join,
+)
+async def changing(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Searched]:
+    """An index that follows a collection from one model to another, filled as `filled` is."""
+    async with opened_kind(request, tmp_path) as found:
+        await found.put({"east": EAST, "hazel": at(20), "north": NORTH})
+        await found.index.maintain("c", deadline=soon())
+        yield found
 
 
 @pytest.fixture
@@ -201,6 +226,88 @@ async def test_vectors_of_another_model_take_the_place_of_those_before(filled: S
     east, up = np.eye(3, dtype=np.float32)[[0, 2]]
     await filled.put({"east in space": east, "up": up}, model="of three")
     assert await filled.near(up) == ["up", "east in space"]
+
+
+async def embed(searched: Searched, model: str, vectors: Mapping[str, Vector]) -> VectorSets:
+    """Gives the passages of documents vectors of another model."""
+    sets = vector_sets(searched.graph)
+    await sets.begin("c", model, deadline=soon())
+    async with searched.graph.snapshot(
+        ["c"], principal=ANONYMOUS, filter=EVERYTHING, consistency=LATEST, deadline=soon()
+    ) as snapshot:
+        asked = [("c", f"{name}#0") for name in vectors]
+        places = (await snapshot.enter(passages=asked, deadline=soon())).passages
+    added = {places["c", f"{name}#0"]: vector for name, vector in vectors.items()}
+    await sets.add("c", model, added, deadline=soon())
+    return sets
+
+
+async def proposed(searched: Searched, vector: Vector, model: str, revision: CollectionRevision) -> list[str]:
+    """What is proposed to a reader of a state in which a model counts."""
+    refs = await searched.index.search(vector, model=model, revisions=(revision,), limit=10, deadline=soon())
+    async with searched.graph.snapshot(
+        ["c"], principal=ANONYMOUS, filter=EVERYTHING, consistency=LATEST, deadline=soon()
+    ) as snapshot:
+        found = await snapshot.fetch(refs, deadline=soon())
+    return [found[ref].document_id for ref in refs if ref in found]
+
+
+async def test_an_index_follows_a_collection_to_another_model_and_back(changing: Searched) -> None:
+    before = await changing.graph.revision("c", deadline=soon())
+    # The other way round, and of the same dimension: vectors of both models beside one another would be found at once.
+    sets = await embed(changing, "n", {"east": NORTH, "hazel": at(70)})
+    assert await changing.near(EAST) == ["east", "hazel", "north"]
+    await embed(changing, "n", {"north": EAST})
+    await changing.index.maintain("c", deadline=soon())
+    # Ready before it counts.
+    assert await proposed(changing, EAST, "n", before) == ["north", "hazel", "east"]
+    assert await changing.near(EAST) == ["east", "hazel", "north"]
+    assert await sets.switch("c", "n", deadline=soon())
+    await changing.index.maintain("c", deadline=soon())
+    assert await changing.near(EAST) == ["north", "hazel", "east"]
+    # A reader who began before.
+    assert await proposed(changing, EAST, "m", before) == ["east", "hazel", "north"]
+    late = with_vector("late", at(5), "Text.")
+    late = replace(late, passages=tuple(replace(p, further_vectors={"m": at(40)}) for p in late.passages))
+    await changing.graph.write("c", [late], embedding_model="n", deadline=soon())
+    await changing.graph.delete_documents("c", ["hazel"], deadline=soon())
+    await changing.index.maintain("c", deadline=soon())
+    assert await changing.near(EAST) == ["north", "late", "east"]
+    await sets.begin("c", "m", deadline=soon())
+    assert await sets.switch("c", "m", deadline=soon())
+    await changing.index.maintain("c", deadline=soon())
+    assert await changing.near(EAST) == ["east", "late", "north"]
+
+
+async def test_an_index_forgets_the_vectors_that_a_collection_has_let_go(changing: Searched) -> None:
+    before = await changing.graph.revision("c", deadline=soon())
+    sets = await embed(changing, "n", {"east": NORTH, "hazel": at(70), "north": EAST})
+    assert await sets.switch("c", "n", deadline=soon())
+    last: PassageRef | None = PassageRef(0)
+    while last is not None:
+        last = await sets.drop("c", after=last, limit=10, deadline=soon())
+    await changing.index.maintain("c", deadline=soon())
+    assert await changing.near(EAST) == ["north", "hazel", "east"]
+    with pytest.raises(BackendUnavailable):
+        await proposed(changing, EAST, "m", before)
+    # A third one, whose vectors are longer.
+    third = {"east": [1, 0, 0], "north": [0.6, 0.8, 0], "hazel": [0, 0, 1]}
+    await embed(changing, "o", {name: np.array(vector, dtype=np.float32) for name, vector in third.items()})
+    await changing.index.maintain("c", deadline=soon())
+    assert await changing.near(EAST) == ["north", "hazel", "east"]
+    assert await sets.switch("c", "o", deadline=soon())
+    await changing.index.maintain("c", deadline=soon())
+    assert await changing.near(np.array([1, 0, 0], dtype=np.float32)) == ["east", "north", "hazel"]
+    # The same model again, at once.
+    last = PassageRef(0)
+    while last is not None:
+        last = await sets.drop("c", after=last, limit=10, deadline=soon())
+    await changing.index.maintain("c", deadline=soon())
+    await embed(changing, "n", {"hazel": EAST, "north": at(30), "east": NORTH})
+    await changing.index.maintain("c", deadline=soon())
+    assert await sets.switch("c", "n", deadline=soon())
+    await changing.index.maintain("c", deadline=soon())
+    assert await changing.near(EAST) == ["hazel", "north", "east"]
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,10 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from dataclasses import replace
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 
 from loremesh_agents.adapters.graph.versioned import VersionedGraphStore, writer
@@ -13,15 +15,17 @@ from loremesh_agents.adapters.graph.versioned.chain import LANDMARK
 from loremesh_agents.adapters.graph.versioned.engine import Vertex
 from loremesh_agents.adapters.graph.versioned.schema import migrate, pending
 from loremesh_agents.adapters.graph.versioned.timing import Clock, Timing
+from loremesh_agents.adapters.graph.versioned.vector_sets import VersionedVectorSets
 from loremesh_agents.bootstrap.graph_care import graph_report, migrate_schema
 from loremesh_agents.domain.deadline import Deadline
-from loremesh_agents.domain.document import Document, Outcome
+from loremesh_agents.domain.document import Document, DocumentWrite, Outcome
 from loremesh_agents.domain.errors import BackendUnavailable, ConfigurationError, WriteConflict
 from loremesh_agents.domain.filter import EVERYTHING
 from loremesh_agents.domain.graph_schema import VertexLabel
 from loremesh_agents.domain.principal import ANONYMOUS
+from loremesh_agents.domain.retrieval import PassageRef
 from loremesh_agents.domain.revision import LATEST
-from tests.conformance.memory_engine import Graph, MemoryEngine
+from tests.conformance.memory_engine import Graph, MemoryEngine, no_fault
 from tests.documents import document, soon, writes
 
 TIMING = Timing()
@@ -89,6 +93,117 @@ async def test_a_deleted_collection_leaves_nothing_but_what_tells_the_versions(
     assert left["Claim"] <= 1
     assert not any(graph.outgoing.values())
     assert not graph.nodes["register"].sets["collections"]
+
+
+async def embedded_anew(store: VersionedGraphStore, model: str) -> None:
+    """Brings the collection to vectors of a model."""
+    sets = VersionedVectorSets(store)
+    await sets.begin("c", model, deadline=soon())
+    found = await sets.unembedded("c", model, after=PassageRef(0), limit=100, deadline=soon())
+    vectors = {ref: np.full(4, 0.5, dtype=np.float32) for ref in found.texts}
+    await sets.add("c", model, vectors, deadline=soon())
+    assert await sets.switch("c", model, deadline=soon())
+
+
+def with_vectors(*documents: Document, further: str = "") -> list[DocumentWrite]:
+    vector = np.full(4, 0.5, dtype=np.float32)
+    return [
+        replace(
+            write,
+            passages=tuple(
+                replace(passage, vector=vector, further_vectors={further: vector} if further else {})
+                for passage in write.passages
+            ),
+        )
+        for write in writes(*documents)
+    ]
+
+
+async def test_vectors_that_a_collection_has_let_go_are_removed_once_nobody_can_read_them(
+    store: VersionedGraphStore, graph: Graph, clock: SetClock
+) -> None:
+    documents = [document(f"d{n}", f"Title {n}", "Ada met Babbage.") for n in range(5)]
+    await store.write("c", with_vectors(*documents), embedding_model="a", deadline=soon())
+    await embedded_anew(store, "b")
+    sets = VersionedVectorSets(store)
+    await sets.drop("c", after=PassageRef(0), limit=1, deadline=soon())
+    own = [node for node in graph.nodes.values() if node.label is VertexLabel.PASSAGE]
+    assert all(node.properties["vector"] for node in own)
+    assert (await graph_report(store, top=1, deadline=soon())).purging == 0
+    await swept(store, clock)
+    assert not any(node.properties["vector"] for node in own)
+    assert held(graph)["Vector"] == len(own) == 5
+    await embedded_anew(store, "c")
+    await sets.drop("c", after=PassageRef(0), limit=1, deadline=soon())
+    await swept(store, clock)
+    assert {str(node.properties["model"]) for node in graph.nodes.values() if node.label is VertexLabel.VECTOR} == {"c"}
+    # What has ended takes its vectors along, and so does what was given up.
+    await embedded_anew(store, "d")
+    await store.delete_documents("c", ["d0"], deadline=soon())
+    engine = store.engine
+    assert isinstance(engine, MemoryEngine)
+
+    async def lose(method: str, number: int) -> None:
+        if method == "applied":
+            raise BackendUnavailable("memory engine")
+
+    engine.fault = lose
+    with pytest.raises(BackendUnavailable):
+        await store.write(
+            "c", with_vectors(document("e", "E", "Text."), further="c"), embedding_model="d", deadline=soon()
+        )
+    engine.fault = no_fault
+    assert held(graph)["Vector"] > 10
+    await swept(store, clock)
+    assert held(graph)["Vector"] == 2 * held(graph)["Passage"] == 8
+    await store.delete_collection("c", deadline=soon())
+    await swept(store, clock)
+    assert held(graph).keys() <= {"Register", "Decision", "Claim"}
+
+
+async def test_what_is_let_go_of_takes_nothing_from_an_emptied_collection_that_is_written_again(
+    store: VersionedGraphStore, graph: Graph, clock: SetClock
+) -> None:
+    await store.write("c", with_vectors(document("old", "Old", "Text.")), embedding_model="a", deadline=soon())
+    await embedded_anew(store, "b")
+    await store.delete_documents("c", ["old"], deadline=soon())
+    await store.write("c", with_vectors(document("new", "New", "Text.")), embedding_model="c", deadline=soon())
+    await swept(store, clock)
+    assert held(graph)["Vector"] == 0
+    found = await store.vector_changes("c", model="c", after_revision=0, limit=10, deadline=soon())
+    assert found.vectors.tolist() == [[0.5] * 4]
+
+
+async def test_a_switch_keeps_what_a_writer_must_know_of_titles(store: VersionedGraphStore, graph: Graph) -> None:
+    with patch.object(writer, "CHECKPOINT_INTERVAL", 4):
+        for number in range(3):
+            written = with_vectors(document(f"d{number}", f"Engine number{number}", "A machine."))
+            await store.write("c", written, embedding_model="a", deadline=soon())
+        # The fourth revision, with the checkpoint.
+        await embedded_anew(store, "b")
+        fresh = VersionedGraphStore(MemoryEngine(graph))
+        text = "The engine number0, the engine number1 and the engine number2."
+        await fresh.write("c", with_vectors(document("all", "All", text)), embedding_model="b", deadline=soon())
+    async with fresh.snapshot(
+        ["c"], principal=ANONYMOUS, filter=EVERYTHING, consistency=LATEST, deadline=soon()
+    ) as snapshot:
+        seeds = (await snapshot.enter(passages=[("c", "all#0")], deadline=soon())).passages.values()
+        found = await snapshot.expand(
+            list(seeds), [], entities=(), known=(), mention_limit=60, title_limit=5, deadline=soon()
+        )
+    assert {edge.entity for edge in found.seed_mentions} == {f"engine number{number}" for number in range(3)}
+
+
+async def test_a_build_that_knows_nothing_of_two_models_reads_what_has_one(
+    store: VersionedGraphStore, graph: Graph
+) -> None:
+    await store.write("c", with_vectors(document("a", "Ada", "Text.")), embedding_model="a", deadline=soon())
+    await store.delete_collection("c", deadline=soon())
+    stored = [str(value) for node in graph.nodes.values() for value in node.properties.values()]
+    stored += [value for node in graph.nodes.values() for values in node.sets.values() for value in values]
+    assert not any(
+        name in text for text in stored for name in ("vector_set", "newest_set", '"other"', '"sets"', "vectors_alone")
+    )
 
 
 async def test_a_store_at_rest_is_swept_to_an_end(store: VersionedGraphStore, graph: Graph, clock: SetClock) -> None:
@@ -300,13 +415,13 @@ async def test_a_store_with_another_schema_is_refused_with_what_mends_it(graph: 
     graph.version = 0
     engine = MemoryEngine(graph)
     store = VersionedGraphStore(engine)
-    with pytest.raises(ConfigurationError, match="graph schema 0, this build needs 1: run `loremesh graph migrate`"):
+    with pytest.raises(ConfigurationError, match="graph schema 0, this build needs 2: run `loremesh graph migrate`"):
         await store.check(deadline=soon())
-    assert await pending(engine, deadline=soon()) == (0, (1,))
-    assert await migrate(engine, deadline=soon()) == (1,)
+    assert await pending(engine, deadline=soon()) == (0, (1, 2))
+    assert await migrate(engine, deadline=soon()) == (1, 2)
     assert await migrate(engine, deadline=soon()) == ()
     await store.check(deadline=soon())
-    graph.version = 2
+    graph.version = 3
     with pytest.raises(ConfigurationError, match="newer"):
         await VersionedGraphStore(engine).check(deadline=soon())
     with pytest.raises(ConfigurationError, match="newer"):
@@ -317,8 +432,8 @@ async def test_who_looks_after_a_store_sees_what_it_lacks_and_holds(graph: Graph
     graph.version = 0
     store = VersionedGraphStore(MemoryEngine(graph))
     planned = await migrate_schema(store, plan=True, deadline=soon())
-    assert (planned.found, planned.needed, list(planned.pending), planned.made) == (0, 1, [1], ())
-    assert (await migrate_schema(store, plan=False, deadline=soon())).made == (1,)
+    assert (planned.found, planned.needed, list(planned.pending), planned.made) == (0, 2, [1, 2], ())
+    assert (await migrate_schema(store, plan=False, deadline=soon())).made == (1, 2)
     assert (await migrate_schema(store, plan=False, deadline=soon())).pending == {}
     await put(store, document("a", "Ada", "Text."))
     await put(store, document("a", "Ada", "Text."))

@@ -7,14 +7,17 @@ from contextlib import asynccontextmanager
 from itertools import product
 from typing import Any
 
+import numpy as np
 import pytest
 from neo4j import AsyncDriver, AsyncGraphDatabase
 
 from loremesh_agents.adapters.graph.memory import MemoryGraphStore
 from loremesh_agents.adapters.graph.neo4j import Address, Connection, Neo4jEngine, statements
 from loremesh_agents.adapters.graph.versioned import VersionedGraphStore
-from loremesh_agents.adapters.graph.versioned.engine import Access, Cell, Changes, PassageRow, Vertex
+from loremesh_agents.adapters.graph.versioned.engine import Access, Cell, Changes, PassageRow, Setting, Value, Vertex
+from loremesh_agents.adapters.graph.versioned.vectors import VectorPlaces
 from loremesh_agents.adapters.text.neo4j import Neo4jTextIndex
+from loremesh_agents.adapters.vector.neo4j import Neo4jVectorIndex
 from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.errors import BackendUnavailable, BudgetExhausted, ConfigurationError
 from loremesh_agents.domain.graph_schema import VERSION, EdgeLabel, VertexLabel
@@ -31,7 +34,7 @@ def soon() -> Deadline:
     return Deadline.after(20)
 
 
-def passage(ref: int, **properties: str) -> Vertex:
+def passage(ref: int, **properties: Value) -> Vertex:
     return Vertex(VertexLabel.PASSAGE, f"p{ref}", {"ref": ref, "uid": "u1", **properties})
 
 
@@ -302,9 +305,11 @@ def _texts() -> Iterator[tuple[str, Mapping[str, Any]]]:
         limits = {"title_limit": 5, "mention_limit": 5}
         text = statements.neighbourhood(readers=readers, conditions=conditions)
         yield text, {"seeds": [1], "entities": ["e"], **limits, **access}
-    yield statements.NEAR, {"uids": ["u"], "candidates": 5, "vector": [1.0]}
-    yield statements.COMPARED, {"uids": ["u"], "limit": 5, "most": 5, "vector": [1.0]}
-    yield statements.DIMENSION, {"uid": "u"}
+    for number in (None, 0, 1):
+        held = {"uids": ["u"], "sets": [["u", 1]]}
+        yield statements.near(number), {**held, "candidates": 5, "vector": [1.0]}
+        yield statements.compared(number), {**held, "limit": 5, "most": 5, "vector": [1.0]}
+        yield statements.dimension(number), held
     yield statements.WITH_WORDS, {"query": "a", "limit": 5}
 
 
@@ -371,3 +376,50 @@ async def test_what_has_ended_takes_no_place_among_the_proposed(engine: Neo4jEng
     found = await _words(engine, ["same"], "u1", state=Newest(*range(50)), limit=5)
     assert len(found) == 5
     assert set(found) <= set(range(50, 60))
+
+
+class Vectors(Newest):
+    """A store of which some collections have another set of vectors."""
+
+    def __init__(self, **places: VectorPlaces) -> None:
+        super().__init__()
+        self.places = places
+
+    def vector_places(self, revision: CollectionRevision, model: str) -> VectorPlaces:
+        return self.places.get(revision.collection_uid, VectorPlaces(own=True, number=None))
+
+
+async def test_each_set_of_vectors_is_searched_by_itself(engine: Neo4jEngine) -> None:
+    def vector(degrees: float) -> bytes:
+        radians = np.radians(degrees)
+        return np.array([np.cos(radians), np.sin(radians)], dtype="<f4").tobytes()
+
+    def of_set(number: int, ref: int, degrees: float, uid: str = "u1") -> Vertex:
+        values = {"ref": ref, "uid": uid, "generation": number, "model": "m", "vector": vector(degrees)}
+        return Vertex(VertexLabel.VECTOR, f"v{number}x{ref}", values, {"made": ["1:"]})
+
+    await put(engine, *(passage(ref, vector=vector(10 * ref)) for ref in range(4)), passage(4), passage(5, uid="u2"))
+    await put(engine, *(of_set(1, ref, 90 - 10 * ref) for ref in range(5)))
+    await put(engine, of_set(2, 5, 45, "u2"), of_set(0, 4, 25), of_set(3, 0, 0), of_set(2, 0, 0, "u3"))
+
+    async def near(degrees: float, *uids: str, limit: int = 10, **places: VectorPlaces) -> list[int]:
+        index = Neo4jVectorIndex(engine.connection, MemoryGraphStore(), Vectors(**places))
+        asked = np.frombuffer(vector(degrees), dtype="<f4")
+        revisions = tuple(map(revision, uids))
+        return list(await index.search(asked, model="m", revisions=revisions, limit=limit, deadline=soon()))
+
+    assert await near(0, "u1") == [0, 1, 2, 3]
+    # What the first set has gained is a vertex.
+    assert await near(0, "u1", u1=VectorPlaces(own=True, number=0)) == [0, 1, 2, 4, 3]
+    first, second = VectorPlaces(own=False, number=1), VectorPlaces(own=False, number=2)
+    assert await near(0, "u1", u1=first) == [4, 3, 2, 1, 0]
+    assert await near(90, "u1", limit=2, u1=first) == [0, 1]
+    assert await near(46, "u1", "u2", limit=3, u1=first, u2=second) == [5, 4, 3]
+    # Those of the first set are let go of, as a sweep does.
+    await engine.apply(
+        Changes(settings=[Setting(VertexLabel.PASSAGE, f"p{ref}", "vector", b"") for ref in range(3)]),
+        unless="d0",
+        deadline=soon(),
+    )
+    assert await near(0, "u1") == [3]
+    assert await near(0, "u1", u1=first) == [4, 3, 2, 1, 0]

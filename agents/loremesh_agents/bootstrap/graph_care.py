@@ -90,4 +90,5 @@ async def graph_report(graph: GraphStore, *, top: int, deadline: Deadline) -> Gr
         return GraphReport(tuple(found), shapes, None, 0, 0, 0)
     head = await graph.head(deadline=deadline)
     unswept = head.version - head.swept
-    return GraphReport(tuple(found), shapes, head.version, len(head.view.aborted), unswept, len(head.purging))
+    purging = sum(not entry.vectors_alone for entry in head.purging)
+    return GraphReport(tuple(found), shapes, head.version, len(head.view.aborted), unswept, purging)

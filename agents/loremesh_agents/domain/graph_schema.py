@@ -8,7 +8,7 @@ schema: some engines declare them once for all labels.
 from dataclasses import dataclass
 from enum import Enum
 
-VERSION = 1
+VERSION = 2
 """Of this schema. Each number above 0 is the number of a migration."""
 
 
@@ -58,6 +58,8 @@ class VertexLabel(Enum):
     """What links lead to and documents are named by."""
     BUCKET = "Bucket"
     """Statistics and postings of some of the terms of a collection."""
+    VECTOR = "Vector"
+    """A vector of a passage, of a set that the passage itself does not hold."""
 
 
 class EdgeLabel(Enum):
@@ -105,8 +107,16 @@ VERTICES: dict[VertexLabel, tuple[Property, ...]] = {
     ),
     VertexLabel.ADDRESS: (Property("address"), Property("uid"), Property("counts", many=True)),
     VertexLabel.BUCKET: (Property("frequencies", many=True), Property("postings", many=True)),
+    VertexLabel.VECTOR: (
+        Property("ref", ValueType.INTEGER),
+        Property("uid"),
+        Property("generation", ValueType.INTEGER),
+        Property("model"),
+        Property("vector", ValueType.VECTOR),
+        Property("made", many=True),
+    ),
 }
-"""The properties of each kind of vertex, `ID` aside. `uid` is that of the collection."""
+"""The properties of each kind of vertex, `ID` aside. `uid` is that of the collection, `generation` the number of a set of vectors."""
 
 EDGES: dict[EdgeLabel, tuple[Property, ...]] = {
     EdgeLabel.HAS_PASSAGE: (),

@@ -57,5 +57,8 @@ class VectorSets(Protocol):
         ...
 
     async def drop(self, collection: str, *, after: PassageRef, limit: int, deadline: Deadline) -> PassageRef | None:
-        """Removes the vectors that do not count, of `limit` passages after one; gives the last of these, None where all is done."""
+        """Removes the vectors that do not count, of `limit` passages after one; gives the last of these, None where all is done.
+
+        A store may let go of all of them at once, and take away later what nobody sees any more.
+        """
         ...

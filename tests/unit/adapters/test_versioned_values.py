@@ -39,7 +39,7 @@ def kept(words: dict[str, int]) -> KeptPassage:
     counts = {term_hash(word): count for word, count in words.items()}
     hashes = np.array(sorted(counts), dtype=np.uint64)
     numbers = np.array([counts[found] for found in hashes.tolist()], dtype=np.uint16)
-    return KeptPassage("u1", Features("d", 0, sum(words.values()), hashes, numbers), b"")
+    return KeptPassage("u1", Features("d", 0, sum(words.values()), hashes, numbers), 0, b"")
 
 
 def test_term_frequencies_stand_at_their_passage_and_term() -> None:

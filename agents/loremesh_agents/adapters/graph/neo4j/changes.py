@@ -51,15 +51,21 @@ def _vertex(vertex: Vertex) -> Row:
         "properties": dict(vertex.properties),
         "sets": {name: list(dict.fromkeys(values)) for name, values in vertex.sets.items() if values},
         "embedding": np.frombuffer(vector, dtype="<f4").tolist() if isinstance(vector, bytes) and vector else None,
+        "index": _embedding(vertex),
     }
+
+
+def _embedding(vertex: Vertex) -> str:
+    number = vertex.properties.get("generation")
+    return statements.set_embedding(int(number)) if number is not None else statements.EMBEDDING
 
 
 _Values = dict[str, list[str]]
 
 
-def _changed(changes: Changes) -> dict[tuple[VertexLabel, str], tuple[_Values, _Values, dict[str, Value]]]:
+def _changed(changes: Changes) -> dict[tuple[VertexLabel, str], tuple[_Values, _Values, dict[str, Value | None]]]:
     """What sets gain and lose and what is set, by vertex: each is written once."""
-    found: dict[tuple[VertexLabel, str], tuple[_Values, _Values, dict[str, Value]]] = defaultdict(
+    found: dict[tuple[VertexLabel, str], tuple[_Values, _Values, dict[str, Value | None]]] = defaultdict(
         lambda: (defaultdict(list), defaultdict(list), {})
     )
     dropped = set(changes.dropped)
@@ -69,5 +75,8 @@ def _changed(changes: Changes) -> dict[tuple[VertexLabel, str], tuple[_Values, _
     for cell in dropped:
         found[cell.label, cell.vertex][1][cell.property].append(cell.value)
     for setting in changes.settings:
-        found[setting.label, setting.vertex][2][setting.property] = setting.value
+        values = found[setting.label, setting.vertex][2]
+        values[setting.property] = setting.value
+        if setting.property == "vector" and not setting.value:
+            values[statements.EMBEDDING] = None
     return found

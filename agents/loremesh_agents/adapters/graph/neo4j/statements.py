@@ -18,6 +18,7 @@ EMBEDDING = "embedding"
 """Property of a passage: its vector as the list of numbers that the vector index takes. `vector` has the bytes, which are read without being parsed."""
 WORDS_INDEX = "passage_words"
 VECTORS_INDEX = "passage_vectors"
+"""Of the vectors that passages hold themselves. Those of other sets have an index each for the even and the odd ones, so that one holds one model of a collection."""
 
 EDGE_ENDS: dict[EdgeLabel, tuple[VertexLabel, VertexLabel]] = {
     EdgeLabel.HAS_PASSAGE: (VertexLabel.DOCUMENT, VertexLabel.PASSAGE),
@@ -28,30 +29,51 @@ EDGE_ENDS: dict[EdgeLabel, tuple[VertexLabel, VertexLabel]] = {
 }
 """What an edge leads from and to."""
 
+_VECTOR = VertexLabel.VECTOR.value
 _LABELS = [*(label.value for label in VertexLabel), SCHEMA_LABEL]
 # Words are folded and split by us. The collection is a word like the others.
 _WORDS = (
     f"CREATE FULLTEXT INDEX {WORDS_INDEX} IF NOT EXISTS FOR (v:Passage) ON EACH [v.uid, v.words, v.further_words]"
     " OPTIONS {indexConfig: {`fulltext.analyzer`: 'whitespace', `fulltext.eventually_consistent`: false}}"
 )
+
+
 # No dimension: each length of vectors has a graph of its own in the index. Not quantized: what is proposed is what the index ranks by its own
 # numbers, and with 8 bits 3 in 100 of the nearest 100 are missed however many are asked for, against 2 in 10,000 without.
-_VECTORS = (
-    f"CREATE VECTOR INDEX {VECTORS_INDEX} IF NOT EXISTS FOR (v:Passage) ON (v.{EMBEDDING})"
-    " OPTIONS {indexConfig: {`vector.similarity_function`: 'cosine', `vector.quantization.enabled`: false}}"
-)
+def _vectors(index: str, label: str, key: str) -> str:
+    return (
+        f"CREATE VECTOR INDEX {index} IF NOT EXISTS FOR (v:{label}) ON (v.{key})"
+        " OPTIONS {indexConfig: {`vector.similarity_function`: 'cosine', `vector.quantization.enabled`: false}}"
+    )
+
+
+def _unique(label: str) -> str:
+    return f"CREATE CONSTRAINT {label.lower()}_id IF NOT EXISTS FOR (v:{label}) REQUIRE v.{ID.name} IS UNIQUE"
+
+
+def set_embedding(number: int) -> str:
+    """Property of a vector's own vertex, as `EMBEDDING`, by the number of its set."""
+    return f"{EMBEDDING}_{number % 2}"
+
+
+def set_index(number: int) -> str:
+    """The vector index of a set that passages do not hold themselves."""
+    return f"further_vectors_{number % 2}"
+
 
 MIGRATIONS: dict[int, tuple[str, ...]] = {
     1: (
-        *(
-            f"CREATE CONSTRAINT {label.lower()}_id IF NOT EXISTS FOR (v:{label}) REQUIRE v.{ID.name} IS UNIQUE"
-            for label in _LABELS
-        ),
+        *(_unique(label) for label in _LABELS if label != _VECTOR),
         "CREATE INDEX passage_ref IF NOT EXISTS FOR (v:Passage) ON (v.ref)",
         "CREATE INDEX passage_uid IF NOT EXISTS FOR (v:Passage) ON (v.uid)",
         _WORDS,
-        _VECTORS,
-    )
+        _vectors(VECTORS_INDEX, "Passage", EMBEDDING),
+    ),
+    2: (
+        _unique(_VECTOR),
+        f"CREATE INDEX vector_uid IF NOT EXISTS FOR (v:{_VECTOR}) ON (v.uid)",
+        *(_vectors(set_index(number), _VECTOR, set_embedding(number)) for number in range(2)),
+    ),
 }
 """What takes the schema to each version."""
 
@@ -95,7 +117,7 @@ def _grown(name: str) -> str:
 
 
 def vertices_parameter(label: VertexLabel) -> str:
-    """Name of the parameter with new vertices: `id`, `properties`, `sets` and `embedding` of each."""
+    """Name of the parameter with new vertices: `id`, `properties`, `sets`, and `embedding` with the property for it (`index`) of each."""
     return f"vertices_{label.value}"
 
 
@@ -119,7 +141,7 @@ def _vertices(label: VertexLabel) -> str:
     if any(declared.type is ValueType.VECTOR for declared in single(label)):
         # The procedure stores 32 bits a number; SET would store 64.
         lines.append("WITH v, row WHERE row.embedding IS NOT NULL")
-        lines.append(f"CALL db.create.setNodeVectorProperty(v, '{EMBEDDING}', row.embedding)")
+        lines.append("CALL db.create.setNodeVectorProperty(v, row.index, row.embedding)")
     return "\n".join(lines)
 
 
@@ -319,34 +341,65 @@ RETURN seed_mentions, seed_titles, links,
 [a IN linked | [a.{ID.name}, a.address, a.uid, a.counts]], documents"""
 
 
-NEAR = f"""
-CALL db.index.vector.queryNodes('{VECTORS_INDEX}', $candidates, $vector) YIELD node AS p, score
-WITH p, score WHERE p.uid IN $uids
-WITH p ORDER BY score DESC, p.ref
-RETURN collect([p.ref, p.ends])"""
-"""Passages of collections among the nearest of all: `ref` and `ends`, the nearest first."""
+_OWN = "p.uid IN $uids"
+_OF_SETS = "[v.uid, v.generation] IN $sets"
 
-COMPARED = f"""
+
+@cache
+def near(number: int | None) -> str:
+    """Passages among the nearest of all: `ref`, `ends` and score of each, the nearest first.
+
+    Args:
+        number: Of a set of those whose vectors are asked for, as pairs of collection and set in `$sets`; None for those that passages hold themselves,
+            of the collections in `$uids`.
+    """
+    if number is None:
+        found = f"CALL db.index.vector.queryNodes('{VECTORS_INDEX}', $candidates, $vector) YIELD node AS p, score\nWITH p, score WHERE {_OWN}"
+    else:
+        found = (
+            f"CALL db.index.vector.queryNodes('{set_index(number)}', $candidates, $vector) YIELD node AS v, score\n"
+            f"WITH v, score WHERE {_OF_SETS}\n{_found('p', 'Passage', 'v.ref', 'ref')}"
+        )
+    return f"{found}\nWITH p, score ORDER BY score DESC, p.ref\nRETURN collect([p.ref, p.ends, score])"
+
+
+@cache
+def compared(number: int | None) -> str:
+    """One row: how many vectors there are, up to a number, and if they are fewer the nearest of them all, as `near`; arguments as there."""
+    if number is None:
+        name, key, held = "p", EMBEDDING, f"MATCH (p:Passage) USING INDEX p:Passage(uid)\nWHERE {_OWN}"
+        passage = ""
+    else:
+        name, key = "v", set_embedding(number)
+        held = f"MATCH (v:{_VECTOR}) USING INDEX v:{_VECTOR}(uid)\nWHERE v.uid IN $uids AND {_OF_SETS}"
+        passage = f"\n{_found('p', 'Passage', 'v.ref', 'ref')}"
+    return f"""
 CALL () {{
-MATCH (p:Passage) USING INDEX p:Passage(uid)
-WHERE p.uid IN $uids
-WITH p LIMIT $most
-RETURN collect(p) AS compared
+{held}
+WITH {name} LIMIT $most
+RETURN collect({name}) AS compared
 }}
 CALL (compared) {{
-UNWIND CASE WHEN size(compared) < $most THEN compared ELSE [] END AS p
-WITH p WHERE size(p.{EMBEDDING}) = size($vector)
-WITH p, vector.similarity.cosine(p.{EMBEDDING}, $vector) AS score ORDER BY score DESC, p.ref LIMIT $limit
-RETURN collect([p.ref, p.ends]) AS nearest
+UNWIND CASE WHEN size(compared) < $most THEN compared ELSE [] END AS {name}
+WITH {name} WHERE size({name}.{key}) = size($vector)
+WITH {name}, vector.similarity.cosine({name}.{key}, $vector) AS score ORDER BY score DESC, {name}.ref LIMIT $limit{passage}
+WITH p, score ORDER BY score DESC, p.ref
+RETURN collect([p.ref, p.ends, score]) AS nearest
 }}
 RETURN size(compared), nearest"""
-"""One row: how many passages the collections have, up to a number, and if they have fewer the nearest of them all, as `NEAR`."""
 
-DIMENSION = f"""
-MATCH (p:Passage) USING INDEX p:Passage(uid)
-WHERE p.uid = $uid AND p.{EMBEDDING} IS NOT NULL
-RETURN size(p.{EMBEDDING}) LIMIT 1"""
-"""Length of the vectors of a collection, if it has some."""
+
+@cache
+def dimension(number: int | None) -> str:
+    """Length of the vectors of a collection, if it has some; the argument as of `near`."""
+    label, key, of_set = (
+        ("Passage", EMBEDDING, "") if number is None else (_VECTOR, set_embedding(number), f" AND {_OF_SETS}")
+    )
+    return (
+        f"MATCH (v:{label}) USING INDEX v:{label}(uid)\nWHERE v.uid IN $uids AND v.{key} IS NOT NULL{of_set}\n"
+        f"RETURN size(v.{key}) LIMIT 1"
+    )
+
 
 WITH_WORDS = f"""
 CALL db.index.fulltext.queryNodes('{WORDS_INDEX}', $query, {{limit: $limit}}) YIELD node AS p, score

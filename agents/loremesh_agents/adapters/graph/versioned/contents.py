@@ -1,6 +1,6 @@
 """What is stored of a passage whoever writes it when: so it is computed while the write waits for its turn."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from loremesh_agents.adapters.graph.versioned.engine import Value
@@ -15,19 +15,26 @@ class PassageContent:
 
     Attributes:
         features: For its exact score.
-        properties: All others of its vertex.
+        properties: All others of its vertex but its vector.
+        vectors: Its vectors as little-endian float32, by their models.
     """
 
     features: Features
     properties: dict[str, Value]
+    vectors: Mapping[str, bytes]
 
 
-def contents(documents: Sequence[DocumentWrite]) -> list[list[PassageContent]]:
-    """The passages of documents. It takes the processor: to be called in a thread."""
-    return [_passages(write) for write in documents]
+def contents(documents: Sequence[DocumentWrite], embedding_model: str) -> list[list[PassageContent]]:
+    """The passages of documents. It takes the processor: to be called in a thread.
+
+    Args:
+        documents: Whose passages.
+        embedding_model: Of the passages' own vectors.
+    """
+    return [_passages(write, embedding_model) for write in documents]
 
 
-def _passages(write: DocumentWrite) -> list[PassageContent]:
+def _passages(write: DocumentWrite, embedding_model: str) -> list[PassageContent]:
     found: list[PassageContent] = []
     for passage in write.passages:
         features = Features.of(write.document.document_id, passage)
@@ -38,7 +45,9 @@ def _passages(write: DocumentWrite) -> list[PassageContent]:
             "words": words,
             "further_words": further,
         }
-        if passage.vector is not None:
-            properties["vector"] = passage.vector.astype("<f4").tobytes()
-        found.append(PassageContent(features, properties))
+        own = {} if passage.vector is None else {embedding_model: passage.vector}
+        vectors = {
+            model: vector.astype("<f4").tobytes() for model, vector in {**passage.further_vectors, **own}.items()
+        }
+        found.append(PassageContent(features, properties, vectors))
     return found

@@ -50,7 +50,10 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A single value of a vertex that is there, to be put in place of what it has. For hints alone: two writers may overwrite each other's."""
+    """A single value of a vertex that is there, to be put in place of what it has. Two writers may overwrite each other's: for hints, and for what nobody reads any more.
+
+    A `vector` that is set empty is gone from the engine's own index of vectors as well.
+    """
 
     label: VertexLabel
     vertex: str

@@ -62,6 +62,11 @@ def passage_vertex(ref: int) -> str:
     return f"p{ref}"
 
 
+def vector_id(vector_set: int, ref: int) -> str:
+    """A passage's vector of a set."""
+    return f"v{vector_set}x{ref}"
+
+
 def first_ref(version: int) -> int:
     """The handle of the first passage that a version may write; every handle of an earlier version is smaller."""
     return version << INDEX_BITS

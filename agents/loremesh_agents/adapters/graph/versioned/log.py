@@ -5,13 +5,22 @@ from dataclasses import replace
 
 import numpy as np
 
-from loremesh_agents.adapters.graph.versioned.cells import View, newest
-from loremesh_agents.adapters.graph.versioned.engine import Access, GraphEngine, Value
-from loremesh_agents.adapters.graph.versioned.identifiers import change_id, document_vertex, first_ref, refs_of
+from loremesh_agents.adapters.graph.versioned.cells import View, newest, writer_of
+from loremesh_agents.adapters.graph.versioned.engine import Access, GraphEngine, PassageRow, Value
+from loremesh_agents.adapters.graph.versioned.identifiers import (
+    change_id,
+    document_vertex,
+    first_ref,
+    refs_of,
+    version_of,
+)
 from loremesh_agents.adapters.graph.versioned.states import ChangeRecord, CollectionState, DocumentState, moment
+from loremesh_agents.adapters.graph.versioned.texts import Body
+from loremesh_agents.adapters.graph.versioned.vectors import read_with_vectors
 from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.document import Change
 from loremesh_agents.domain.graph_schema import VertexLabel
+from loremesh_agents.domain.passages import full_text
 from loremesh_agents.domain.retrieval import PassageRef
 from loremesh_agents.domain.revision import CollectionRevision
 from loremesh_agents.ports.graph import PassageWords, TextChanges, VectorChanges
@@ -70,11 +79,19 @@ class ChangeLog:
         )
         return replace(self._collection.reached, revision=last), page
 
-    async def vector_changes(self, after_revision: int, limit: int, deadline: Deadline) -> VectorChanges:
-        """See `ports.graph.GraphStore.vector_changes`."""
+    async def vector_changes(
+        self, vector_set: int, after_revision: int, limit: int, deadline: Deadline
+    ) -> VectorChanges:
+        """See `ports.graph.GraphStore.vector_changes`.
+
+        Args:
+            vector_set: Number of the set.
+            after_revision: As there.
+            limit: As there.
+            deadline: As there.
+        """
         last, removed, refs = await self._passages(after_revision, limit, deadline)
-        rows = await self._read(refs, "vector", deadline=deadline)
-        added = {ref: vector for ref, (vector,) in rows.items() if isinstance(vector, bytes)}
+        added = await self._vectors(refs, vector_set, deadline)
         ordered = sorted(added)
         vectors = np.zeros((0, 0), dtype=np.float32)
         if ordered:
@@ -136,6 +153,56 @@ class ChangeLog:
         names = sorted({name for change in changes.values() for name in change.documents})
         states = await read_documents(self._engine, self._view, self._collection.uid, names, deadline)
         return last, changes, [state for state in states.values() if after < state.revision <= last]
+
+    async def passages_after(self, ref: int, limit: int, deadline: Deadline) -> list[PassageRef]:
+        """Handles of passages that are there, in order: some of those after one, fewer than the limit only where there are no more."""
+        found: list[PassageRef] = []
+        revision = await self._revision_before(version_of(ref), deadline)
+        while revision < self._collection.revision and len(found) < limit:
+            revision, _, states = await self._page(revision, deadline)
+            refs = [each for state in states if not state.deleted for each in refs_of(state.first_ref, state.passages)]
+            found += sorted(each for each in refs if each > ref)
+        return found[:limit]
+
+    async def texts(self, refs: Sequence[PassageRef], deadline: Deadline) -> dict[PassageRef, str]:
+        """What an encoder is given of passages."""
+        rows = await self._read(refs, "body", deadline=deadline)
+        bodies = {ref: Body.decoded(str(body)) for ref, (body,) in rows.items()}
+        return {
+            # A document without a title is shown by its id, which is not embedded.
+            ref: full_text("" if body.title == body.document_id else body.title, body.headings, body.text)
+            for ref, body in bodies.items()
+        }
+
+    async def _revision_before(self, version: int, deadline: Deadline) -> int:
+        """A revision before which all were written by versions below this one, though not the last such one if that is not known."""
+        below, above = 0, self._collection.revision + 1
+        while above - below > _CHANGES_AT_ONCE:
+            middle = (below + above) // 2
+            wanted = {VertexLabel.CHANGE: [change_id(self._collection.uid, middle)]}
+            records = await self._engine.records(wanted, deadline=deadline)
+            stamps = [writer_of(value) for record in records.values() for value in record.sets.get("changes", ())]
+            written = max((stamp for stamp in stamps if self._view.counts(stamp)), default=None)
+            if written is None:
+                break
+            below, above = (middle, above) if written < version else (below, middle)
+        return below
+
+    async def _vectors(
+        self, refs: Sequence[PassageRef], vector_set: int, deadline: Deadline
+    ) -> dict[PassageRef, bytes]:
+        """Vectors of a set, of those of the passages that are there and have one."""
+        access = Access((self._collection.uid,), first_ref(self._view.version + 1))
+        found: dict[PassageRef, bytes] = {}
+        for start in range(0, len(refs), _PASSAGES_AT_ONCE):
+            group = refs[start : start + _PASSAGES_AT_ONCE]
+
+            async def read(fields: tuple[str, ...], group: Sequence[int] = group) -> Sequence[PassageRow]:
+                return await self._engine.passages(group, access, fields=fields, deadline=deadline)
+
+            _, vectors = await read_with_vectors(self._engine, group, {self._collection: vector_set}, read, deadline)
+            found.update((PassageRef(ref), vector) for ref, vector in vectors.items() if vector)
+        return found
 
     async def _read(
         self, refs: Sequence[PassageRef], *properties: str, deadline: Deadline

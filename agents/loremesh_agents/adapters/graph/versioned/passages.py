@@ -1,6 +1,6 @@
 """What is read of passages, kept from one question to the next.
 
-A passage never changes and its handle is never given again, so what is kept needs no check. Whether it is still there depends on the revision of its
+A passage never changes and its handle is never given again, so what is kept needs no check but for the set that its vector is of. Whether it is still there depends on the revision of its
 collection alone, so that this is kept with the revision; whether the caller may read it is asked of the engine each time, but where everybody may.
 """
 
@@ -19,8 +19,8 @@ from loremesh_agents.domain.retrieval import PassageFeatures, PassageRef
 
 SHOWN_FIELDS = ("body", "uid")
 """What must be read of a passage that is to be shown."""
-FIELDS = ("features", "vector", *SHOWN_FIELDS)
-"""What is read of a candidate: its text as well, for another request would cost more than the texts that nobody is shown."""
+FIELDS = ("features", *SHOWN_FIELDS)
+"""What is read of a candidate besides its vector: its text as well, for another request would cost more than the texts that nobody is shown."""
 _CAPACITY = 16_384
 _MOST_BODY_BYTES = 32 << 20
 _BODY_OVERHEAD = 1024
@@ -33,11 +33,13 @@ class KeptPassage:
     Attributes:
         uid: Its collection.
         features: Its features.
+        vector_set: Number of the set of its vector.
         vector: Its vector, as little-endian float32; empty where it has none.
     """
 
     uid: str
     features: Features
+    vector_set: int
     vector: bytes
 
 
@@ -50,18 +52,34 @@ class PassageCache:
         self._bodies: OrderedDict[int, tuple[str, str]] = OrderedDict()
         self._body_bytes = 0
 
-    def missing(self, refs: Iterable[int]) -> list[int]:
-        """Those of whose features nothing is kept."""
-        return [ref for ref in refs if ref not in self._kept]
+    def missing(self, refs: Iterable[int], sets: Mapping[str, int]) -> list[int]:
+        """Those of whose features nothing is kept, or a vector of another set.
 
-    def take(self, rows: Iterable[PassageRow]) -> dict[int, KeptPassage]:
-        """Keeps what was read, with `FIELDS`; gives it as well."""
+        Args:
+            refs: Passages.
+            sets: Numbers of the sets whose vectors count, by the collection's uid.
+        """
+        return [
+            ref
+            for ref in refs
+            if (kept := self._kept.get(ref)) is None or kept.vector_set != sets.get(kept.uid, kept.vector_set)
+        ]
+
+    def take(
+        self, rows: Iterable[PassageRow], sets: Mapping[str, int], vectors: Mapping[int, bytes]
+    ) -> dict[int, KeptPassage]:
+        """Keeps what was read, with `FIELDS`; gives it as well.
+
+        Args:
+            rows: What was read.
+            sets: As for `missing`.
+            vectors: Those that count, by passage.
+        """
         fresh: dict[int, KeptPassage] = {}
         for row in rows:
-            vector = row.properties.get("vector")
+            uid = str(row.properties["uid"])
             features = Features.decoded(str(row.properties["features"]))
-            raw = vector if isinstance(vector, bytes) else b""
-            fresh[row.ref] = KeptPassage(str(row.properties["uid"]), features, raw)
+            fresh[row.ref] = KeptPassage(uid, features, sets[uid], vectors.get(row.ref, b""))
             self.take_body(row)
         self._kept.update(fresh)
         while len(self._kept) > _CAPACITY:

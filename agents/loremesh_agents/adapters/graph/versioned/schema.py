@@ -5,7 +5,10 @@ from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.errors import ConfigurationError
 from loremesh_agents.domain.graph_schema import VERSION
 
-MIGRATIONS = {1: "vertices, edges and indexes of documents, passages, entities, addresses, terms and versions"}
+MIGRATIONS = {
+    1: "vertices, edges and indexes of documents, passages, entities, addresses, terms and versions",
+    2: "vertices and indexes of vectors of a second embedding model",
+}
 """By the version that a migration leads to: what it does."""
 
 

@@ -26,10 +26,17 @@ from loremesh_agents.adapters.graph.versioned.identifiers import (
     first_ref,
     reading_as,
 )
-from loremesh_agents.adapters.graph.versioned.passages import FIELDS, SHOWN_FIELDS, PassageCache, passage_features
+from loremesh_agents.adapters.graph.versioned.passages import (
+    FIELDS,
+    SHOWN_FIELDS,
+    KeptPassage,
+    PassageCache,
+    passage_features,
+)
 from loremesh_agents.adapters.graph.versioned.states import CollectionState, DocumentState
 from loremesh_agents.adapters.graph.versioned.terms import Frequencies, bucket_of, term_hash
 from loremesh_agents.adapters.graph.versioned.totals import NOTHING, EntityTotals, links_seen
+from loremesh_agents.adapters.graph.versioned.vectors import read_with_vectors
 from loremesh_agents.adapters.graph.versioned.visibility import is_there, require_time
 from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.document import Passage
@@ -132,6 +139,7 @@ class VersionedSnapshot:
         self._kept = passages
         self._buckets = buckets
         self._names = {state.uid: state.name for state in reading.collections}
+        self._sets = {state.uid: state.vector_set for state in reading.collections}
         # Which passages are there is the same for all that see this revision, and may read everything.
         self._revisions = {} if reading.selective else {state.uid: state.revision for state in reading.collections}
         self._sure: set[int] = set()
@@ -188,18 +196,27 @@ class VersionedSnapshot:
     async def features(self, refs: Group[PassageRef], terms: Sequence[str], *, deadline: Deadline) -> PassageFeatures:
         """See the port."""
         require_time(deadline)
-        missing = self._kept.missing(set(refs))
+        missing = self._kept.missing(set(refs), self._sets)
         kept = self._kept.kept(set(refs).difference(missing))
         unsure = [ref for ref in kept if ref not in self._sure and not self._kept.is_there(ref, self._revisions)]
-        fresh, there = await both(
-            self._passages(missing, FIELDS, deadline), self._passages(sorted(unsure), (), deadline)
-        )
+        fresh, there = await both(self._fresh(missing, deadline), self._passages(sorted(unsure), (), deadline))
         gone = set(unsure).difference(row.ref for row in there)
-        found = {ref: passage for ref, passage in kept.items() if ref not in gone} | self._kept.take(fresh)
+        found = {ref: passage for ref, passage in kept.items() if ref not in gone} | fresh
         self._still_valid()
         self._sure.update(found)
         self._kept.found(found, self._revisions)
         return passage_features(found, self._names, terms)
+
+    async def _fresh(self, refs: Sequence[int], deadline: Deadline) -> dict[int, KeptPassage]:
+        """Features of those of the passages that are there and may be read, with the vectors that count in this state."""
+
+        async def read(fields: tuple[str, ...]) -> list[PassageRow]:
+            return await self._passages(refs, {*FIELDS, *fields}, deadline)
+
+        sets = {state: state.vector_set for state in self._reading.collections}
+        rows, vectors = await read_with_vectors(self._engine, refs, sets, read, deadline)
+        self._still_valid()
+        return self._kept.take(rows, self._sets, vectors)
 
     async def expand(
         self,

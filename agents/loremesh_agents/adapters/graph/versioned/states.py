@@ -11,7 +11,15 @@ from typing import Any
 
 import orjson
 
-from loremesh_agents.domain.document import Collection, CollectionOptions, DocumentSummary, DocumentWrite
+from loremesh_agents.domain.document import (
+    Collection,
+    CollectionOptions,
+    CollectionVectors,
+    DocumentSummary,
+    DocumentWrite,
+    Reembedding,
+    ReembeddingPhase,
+)
 from loremesh_agents.domain.filter import MetadataFilter
 from loremesh_agents.domain.principal import Principal
 from loremesh_agents.domain.revision import CollectionRevision
@@ -22,6 +30,28 @@ _MOST_ANCHORS = 500
 def encoded(content: object) -> str:
     """As JSON, without spaces."""
     return orjson.dumps(content).decode()
+
+
+def _given(content: Mapping[str, object], **defaults: object) -> dict[str, object]:
+    """Content without what is as a build takes it that knows nothing of it: such a build may be running still."""
+    return {name: value for name, value in content.items() if name not in defaults or value != defaults[name]}
+
+
+@dataclass(frozen=True, slots=True)
+class OtherVectors:
+    """Vectors of a collection that do not count.
+
+    Attributes:
+        model: Their model.
+        number: Of their set.
+        phase: What becomes of them, as the value of a `ReembeddingPhase`; never DROPPING, for a set goes at once.
+        count: Passages that are there and have one.
+    """
+
+    model: str
+    number: int
+    phase: str
+    count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,20 +71,62 @@ class CollectionState:
     entities: int = 0
     terms: int = 0
     """Lengths of the passages together."""
+    vector_set: int = 0
+    """Number of the set of vectors that count, which are of `embedding_model`."""
+    newest_set: int = 0
+    """The highest number that a set has had: none has the same later."""
+    other: OtherVectors | None = None
+
+    @classmethod
+    def of(cls, content: dict[str, Any]) -> "CollectionState":
+        """From what `content` gave."""
+        other = content.get("other")
+        content["other"] = OtherVectors(**other) if other is not None else None
+        return cls(**content)
 
     @classmethod
     def decoded(cls, text: str) -> "CollectionState":
         """From text."""
-        return cls(**orjson.loads(text))
+        return cls.of(orjson.loads(text))
+
+    @property
+    def content(self) -> dict[str, object]:
+        """What is stored of it."""
+        content = {name: getattr(self, name) for name in self.__slots__}
+        return _given(content, vector_set=0, newest_set=0, other=None)
 
     def encoded(self) -> str:
         """As text."""
-        return encoded(self)
+        return encoded(self.content)
+
+    @property
+    def vertex_sets(self) -> tuple[int, ...]:
+        """Numbers of the sets of which there may be vertices of vectors, but for those that it has let go."""
+        if not self.newest_set:
+            return ()
+        return (self.vector_set, self.other.number) if self.other is not None else (self.vector_set,)
 
     @property
     def reached(self) -> CollectionRevision:
         """The state's name for callers."""
         return CollectionRevision(self.name, self.uid, self.revision)
+
+    @property
+    def reembedding(self) -> Reembedding | None:
+        """The vectors that do not count, as callers are told of them."""
+        other = self.other
+        return Reembedding(other.model, ReembeddingPhase(other.phase), other.count) if other is not None else None
+
+    @property
+    def vectors(self) -> CollectionVectors:
+        """What vectors there are."""
+        return CollectionVectors(self.reached, self.embedding_model, self.passages, self.reembedding)
+
+    def set_of(self, model: str | None) -> int | None:
+        """The set of a model's vectors if every passage has one, None for the model that counts; None where there is no such set."""
+        if model in (None, self.embedding_model):
+            return self.vector_set
+        return self.other.number if self.other is not None and model in self.vectors.whole else None
 
     @property
     def counted(self) -> Collection:
@@ -70,6 +142,7 @@ class CollectionState:
             create_time=moment(self.create_time),
             update_time=moment(self.update_time),
             options=CollectionOptions(reader_statistics=False),
+            reembedding=self.reembedding,
         )
 
 
@@ -246,21 +319,25 @@ class ClaimRecord:
         uid: Collection that it writes; empty for none.
         passages: Handles that it may use.
         time: When, for those who read it; nothing depends on it.
+        sets: Numbers of the sets of which it may write vectors as vertices.
     """
 
     writer: str
     uid: str
     passages: int
     time: float
+    sets: tuple[int, ...] = ()
 
     @classmethod
     def decoded(cls, text: str) -> "ClaimRecord":
         """From text."""
-        return cls(**orjson.loads(text))
+        content: dict[str, Any] = orjson.loads(text)
+        content["sets"] = tuple(content.get("sets", ()))
+        return cls(**content)
 
     def encoded(self) -> str:
         """As text."""
-        return encoded(self)
+        return encoded(_given({name: getattr(self, name) for name in self.__slots__}, sets=()))
 
 
 class Outcome(Enum):
@@ -275,19 +352,34 @@ class Outcome(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Purge:
-    """A deleted collection of which something may be there still.
+    """A deleted collection of which something may be there still, or sets of vectors that a collection has let go.
 
     Attributes:
         uid: The collection.
         since: Version that deleted it.
         revision: The next revision whose traces are to be removed.
         last: The last one.
+        sets: Numbers of the sets whose vectors are to be removed; of a deleted collection those of which there may be vertices.
+        vectors_alone: Whether the collection stays but for these.
     """
 
     uid: str
     since: int
     revision: int
     last: int
+    sets: tuple[int, ...] = ()
+    vectors_alone: bool = False
+
+    @classmethod
+    def of(cls, content: dict[str, Any]) -> "Purge":
+        """From what `content` gave."""
+        content["sets"] = tuple(content.get("sets", ()))
+        return cls(**content)
+
+    @property
+    def content(self) -> dict[str, object]:
+        """What is stored of it."""
+        return _given({name: getattr(self, name) for name in self.__slots__}, sets=(), vectors_alone=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,7 +391,7 @@ class Decision:
         time: When it was decided, for those who read it; nothing depends on it.
         aborted: All versions that do not count, up to this one.
         swept: Traces of what ended up to this version are removed.
-        purging: Deleted collections that are not purged yet.
+        purging: What is not purged yet of deleted collections, and of sets of vectors.
         collection: The state of the collection that the version changed; None where it changed none.
         deleted: Uid of the collection that it deleted; empty for none.
         revised: Whether the collection has a new revision, and so a record of the change.
@@ -326,8 +418,8 @@ class Decision:
             time=content["time"],
             aborted=tuple(content["aborted"]),
             swept=content["swept"],
-            purging=tuple(Purge(**entry) for entry in content["purging"]),
-            collection=CollectionState(**collection) if collection is not None else None,
+            purging=tuple(Purge.of(entry) for entry in content["purging"]),
+            collection=CollectionState.of(collection) if collection is not None else None,
             deleted=content["deleted"],
             revised=content["revised"],
             removes=content["removes"],
@@ -335,4 +427,7 @@ class Decision:
 
     def encoded(self) -> str:
         """As text."""
-        return encoded(self)
+        content = {name: getattr(self, name) for name in self.__slots__}
+        content["purging"] = [entry.content for entry in self.purging]
+        content["collection"] = self.collection.content if self.collection is not None else None
+        return encoded(content)

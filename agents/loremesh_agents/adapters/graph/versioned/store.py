@@ -6,10 +6,11 @@ import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from loremesh_agents.adapters.graph.versioned.batch import Batch
 from loremesh_agents.adapters.graph.versioned.buckets import Buckets, Held, read_postings
+from loremesh_agents.adapters.graph.versioned.cells import View
 from loremesh_agents.adapters.graph.versioned.chain import Chain, Head
 from loremesh_agents.adapters.graph.versioned.concurrently import both
 from loremesh_agents.adapters.graph.versioned.contents import contents
@@ -32,6 +33,8 @@ from loremesh_agents.adapters.graph.versioned.sweep import Sweeping
 from loremesh_agents.adapters.graph.versioned.terms import term_hash
 from loremesh_agents.adapters.graph.versioned.texts import Body
 from loremesh_agents.adapters.graph.versioned.timing import Clock, Timing
+from loremesh_agents.adapters.graph.versioned.vector_writer import VectorWriter
+from loremesh_agents.adapters.graph.versioned.vectors import VectorPlaces, places_of
 from loremesh_agents.adapters.graph.versioned.visibility import is_there, require_time
 from loremesh_agents.adapters.graph.versioned.writer import Writer, removed_collection
 from loremesh_agents.domain.deadline import Deadline
@@ -142,7 +145,7 @@ class VersionedGraphStore:
 
         fresh = uuid.uuid4().hex
         passages = sum(len(write.passages) for write in documents)
-        preparing = asyncio.create_task(asyncio.to_thread(contents, documents))
+        preparing = asyncio.create_task(asyncio.to_thread(contents, documents, embedding_model))
         try:
             return await self._write(find, work, passages, deadline)
         finally:
@@ -171,10 +174,10 @@ class VersionedGraphStore:
                 return None, False
             batch.cells.append(removed_collection(batch.version, state.uid))
             # A write that was given up may have left traces of the revision after the last.
-            purge = Purge(state.uid, batch.version, 1, state.revision + 1)
+            purge = Purge(state.uid, batch.version, 1, state.revision + 1, state.vertex_sets)
             return replace(_committed(head), deleted=state.uid, purging=(purge,)), True
 
-        return await self._in_turn(lambda _: ("", 0), work, deadline)
+        return await self._in_turn(_of_nothing, work, deadline)
 
     async def sweep(self, *, deadline: Deadline) -> bool:
         """Removes a bounded part of what no reader needs any more, as writes do besides; gives whether there may be more.
@@ -190,7 +193,7 @@ class VersionedGraphStore:
         async def work(head: Head, *_: object) -> tuple[Decision | None, bool]:
             return _committed(head), True
 
-        return await self._in_turn(lambda _: ("", 0), work, deadline, eager=True)
+        return await self._in_turn(_of_nothing, work, deadline, eager=True)
 
     def _leaves_something(self, version: int) -> bool:
         """Whether there may be more to remove of a version than its claim."""
@@ -199,12 +202,34 @@ class VersionedGraphStore:
             return True
         return decision.outcome is Outcome.COMMITTED and (decision.collection is not None or bool(decision.deleted))
 
+    async def write_vectors(
+        self, collection: str, work: Callable[[VectorWriter, Deadline], Awaitable[_Result]], deadline: Deadline
+    ) -> tuple[Collection, _Result]:
+        """A write that changes which vectors a collection has, and nothing else; gives the collection after it. For `VersionedVectorSets`."""
+        states: list[CollectionState] = []
+
+        async def settle(writer: Writer, limit: Deadline) -> _Result:
+            assert isinstance(writer, VectorWriter)
+            result = await work(writer, limit)
+            states.append(writer.collection)
+            return result
+
+        _, result = await self._write(lambda head: head.collection(collection), settle, 0, deadline, VectorWriter)
+        return states[-1].counted, result
+
+    async def log(self, collection: str, *, deadline: Deadline) -> tuple[CollectionState, ChangeLog, View]:
+        """A collection's newest state with what led there, to be read within `Timing.snapshot`. For `VersionedVectorSets`."""
+        head = await self._now(deadline)
+        state = head.collection(collection)
+        return state, ChangeLog(self._engine, head.view, state), head.view
+
     async def _write(
         self,
         find: Callable[[Head], CollectionState],
         work: Callable[[Writer, Deadline], Awaitable[_Result]],
         passages: int,
         deadline: Deadline,
+        kind: type[Writer] = Writer,
     ) -> tuple[CollectionRevision, _Result]:
         """A write to one collection."""
         writers: list[Writer] = []
@@ -212,7 +237,7 @@ class VersionedGraphStore:
         async def plan(
             head: Head, batch: Batch, sending: Sending, limit: Deadline
         ) -> tuple[Decision | None, tuple[CollectionRevision, _Result]]:
-            writer = Writer(
+            writer = kind(
                 self._engine,
                 self._memory,
                 self._buckets,
@@ -232,17 +257,22 @@ class VersionedGraphStore:
                 collection=writer.collection if writer.renewed else None,
                 revised=writer.revised,
                 removes=writer.removes,
+                purging=tuple(writer.purging),
             )
             return decision, answer
 
-        answer = await self._in_turn(lambda head: (find(head).uid, passages), plan, deadline)
+        def describe(head: Head) -> _Described:
+            state = find(head)
+            return _Described(state.uid, passages, state.vertex_sets)
+
+        answer = await self._in_turn(describe, plan, deadline)
         for writer in writers:
             writer.committed()
         return answer
 
     async def _in_turn(
         self,
-        describe: Callable[[Head], tuple[str, int]],
+        describe: "Callable[[Head], _Described]",
         work: Callable[[Head, Batch, Sending, Deadline], Awaitable[tuple[Decision | None, _Result]]],
         deadline: Deadline,
         *,
@@ -251,7 +281,7 @@ class VersionedGraphStore:
         """Does a write when it is its turn.
 
         Args:
-            describe: The collection's uid and the most passages, given the state that the write follows.
+            describe: What it may write, given the state that the write follows.
             work: Makes the changes; gives the decision, None where there is nothing to write, and a result. Of what is to be purged the decision
                 holds what is new.
             deadline: When to give up.
@@ -265,7 +295,12 @@ class VersionedGraphStore:
         except TimeoutError:
             raise BudgetExhausted("graph store", "waiting for another write") from None
         try:
-            head = await self._chain.claim(lambda head: ClaimRecord(name, *describe(head), time.time()), deadline)
+
+            def claim(head: Head) -> ClaimRecord:
+                found = describe(head)
+                return ClaimRecord(name, found.uid, found.passages, time.time(), found.sets)
+
+            head = await self._chain.claim(claim, deadline)
             self._memory.begin(head.version)
             return await self._turn(head, work, deadline.shrink(cap=self._timing.write), eager=eager)
         finally:
@@ -293,6 +328,7 @@ class VersionedGraphStore:
             else:
                 sweep = await self._sweeping.plan(head, eager=eager, deadline=deadline)
                 batch.dropped += sweep.dropped
+                batch.settings += sweep.settings
                 sending.send(batch.taken())
                 _, removed = await both(sending.finish(), self._sweeping.remove(sweep, eager=eager, deadline=deadline))
                 swept, purging = (sweep.swept, sweep.purging) if removed else (head.swept, head.purging)
@@ -330,7 +366,7 @@ class VersionedGraphStore:
     async def vectors(self, collection: str, *, deadline: Deadline) -> CollectionVectors:
         """See the port."""
         state = (await self._now(deadline)).collection(collection)
-        return CollectionVectors(state.reached, state.embedding_model, state.passages)
+        return state.vectors
 
     async def revision(self, collection: str, *, deadline: Deadline) -> CollectionRevision:
         """See the port."""
@@ -400,10 +436,11 @@ class VersionedGraphStore:
         still_valid = self._validity()
         head = await self._now(deadline)
         state = head.collection(collection)
-        if model not in (None, state.embedding_model):
+        vector_set = state.set_of(model)
+        if vector_set is None:
             raise BackendUnavailable(f"vectors of {model or 'no model'} in {collection}")
         log = ChangeLog(self._engine, head.view, state)
-        found = await log.vector_changes(after_revision, limit, deadline)
+        found = await log.vector_changes(vector_set, after_revision, limit, deadline)
         still_valid()
         return found
 
@@ -494,6 +531,10 @@ class VersionedGraphStore:
         current = self._chain.head.collections.get(revision.collection)
         return current is not None and current.uid == revision.collection_uid
 
+    def vector_places(self, revision: CollectionRevision, model: str) -> VectorPlaces | None:
+        """Where a collection that `holds` has the vectors of a model, in the newest state that this process knows; None where it has none of every passage. For indexes."""
+        return places_of(self._chain.head.collection(revision.collection), model)
+
     def is_there(self, row: PassageRow) -> bool:
         """Whether a passage has been written and has not ended, in the newest state that this process knows. For indexes."""
         return is_there(row, self._chain.head.view)
@@ -577,6 +618,24 @@ class VersionedGraphStore:
                     await changed.wait()
             except TimeoutError:
                 continue
+
+
+class _Described(NamedTuple):
+    """What a write may write.
+
+    Attributes:
+        uid: Of the collection; empty for none.
+        passages: Most passages.
+        sets: Sets of which it may write vectors as vertices.
+    """
+
+    uid: str
+    passages: int
+    sets: tuple[int, ...]
+
+
+def _of_nothing(_: Head) -> _Described:
+    return _Described("", 0, ())
 
 
 def _committed(head: Head) -> Decision:

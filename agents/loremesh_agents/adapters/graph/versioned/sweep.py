@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from loremesh_agents.adapters.graph.versioned.chain import LANDMARK, Chain, Head
-from loremesh_agents.adapters.graph.versioned.engine import Cell, GraphEngine, Record
+from loremesh_agents.adapters.graph.versioned.engine import Access, Cell, GraphEngine, Record, Setting
 from loremesh_agents.adapters.graph.versioned.identifiers import (
     BUCKETS,
     REGISTER,
@@ -20,9 +20,12 @@ from loremesh_agents.adapters.graph.versioned.identifiers import (
     document_vertex,
     first_ref,
     passage_vertex,
+    vector_id,
 )
 from loremesh_agents.adapters.graph.versioned.states import ChangeRecord, ClaimRecord, Decision, Outcome, Purge
 from loremesh_agents.adapters.graph.versioned.timing import Clock, Timing
+from loremesh_agents.adapters.graph.versioned.vectors import INLINE
+from loremesh_agents.adapters.graph.versioned.visibility import is_there
 from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.graph_schema import VertexLabel
 
@@ -45,19 +48,28 @@ class Sweep:
 
     Attributes:
         swept: Version up to which traces of what ended are removed then.
-        purging: Collections that are not purged then.
+        purging: What is not purged then.
         ids: Vertices to remove.
         dropped: Cells to drop with the write.
+        settings: What to set with the write: vectors of passages that stay.
     """
 
     swept: int
     purging: tuple[Purge, ...]
     ids: dict[VertexLabel, list[str]] = field(default_factory=dict[VertexLabel, list[str]])
     dropped: list[Cell] = field(default_factory=list[Cell])
+    settings: list[Setting] = field(default_factory=list[Setting])
 
     def add(self, label: VertexLabel, ids: Iterable[str]) -> None:
         """Takes vertices to remove."""
         self.ids.setdefault(label, []).extend(ids)
+
+    def add_passages(self, spans: Iterable[tuple[int, int]], sets: Sequence[int]) -> None:
+        """Takes passages to remove, with their vectors of sets."""
+        for ref in _refs(spans):
+            self.add(VertexLabel.PASSAGE, [passage_vertex(ref)])
+            if sets:
+                self.add(VertexLabel.VECTOR, [vector_id(number, ref) for number in sets])
 
     async def remove(self, engine: GraphEngine, deadline: Deadline) -> None:
         """Removes the vertices; where it breaks off, the same sweep finds the rest again."""
@@ -145,7 +157,10 @@ async def plan_sweep(engine: GraphEngine, chain: Chain, head: Head, *, eager: bo
         await _sweep_versions(engine, decisions, head, sweep, deadline)
     due = next((entry for entry in sweep.purging if entry.since <= horizon), None)
     if due is not None:
-        moved = await _purge(engine, due, sweep, horizon, deadline)
+        if due.vectors_alone:
+            moved = await _purge_vectors(engine, due, sweep, head, deadline)
+        else:
+            moved = await _purge(engine, due, sweep, horizon, deadline)
         rest = (moved if entry is due else entry for entry in sweep.purging)
         sweep.purging = tuple(entry for entry in rest if entry.revision <= entry.last)
     return sweep
@@ -169,13 +184,14 @@ async def _sweep_versions(
         record = traces.get(version)
         if record is not None and "claim" in record.properties:
             claim = ClaimRecord.decoded(str(record.properties["claim"]))
-            sweep.add(VertexLabel.PASSAGE, _passages([(first_ref(version), claim.passages)]))
+            sweep.add_passages([(first_ref(version), claim.passages)], claim.sets)
             if claim.uid and claim.uid not in known:
                 known.add(claim.uid)
                 sweep.purging = (*sweep.purging, Purge(claim.uid, version, 1, 1))
         elif record is not None:
+            state = decisions[version].collection
             for change in _changes(record.sets.get("changes", ()), {version}):
-                sweep.add(VertexLabel.PASSAGE, _passages(change.removed))
+                sweep.add_passages(change.removed, state.vertex_sets if state is not None else ())
         sweep.add(VertexLabel.CLAIM, [claim_id(version)])
         if not version % LANDMARK:
             sweep.add(VertexLabel.DECISION, map(decision_id, range(version - LANDMARK + 1, version)))
@@ -215,7 +231,7 @@ async def _purge(engine: GraphEngine, entry: Purge, sweep: Sweep, horizon: int, 
             continue
         # What was given up left traces as well.
         for change in _changes(record.sets.get("changes", ()), None):
-            sweep.add(VertexLabel.PASSAGE, _passages(change.added))
+            sweep.add_passages(change.added, entry.sets)
             sweep.add(VertexLabel.DOCUMENT, (document_vertex(entry.uid, name) for name in change.documents))
             sweep.add(VertexLabel.ENTITY, (name for name in change.made if name.startswith("e")))
             sweep.add(VertexLabel.ADDRESS, (name for name in change.made if name.startswith("a")))
@@ -223,6 +239,25 @@ async def _purge(engine: GraphEngine, entry: Purge, sweep: Sweep, horizon: int, 
     if last:
         sweep.add(VertexLabel.BUCKET, (bucket_id(entry.uid, number) for number in range(BUCKETS)))
         sweep.add(VertexLabel.COLLECTION, [collection_id(entry.uid)])
+    return replace(entry, revision=revisions[-1] + 1)
+
+
+async def _purge_vectors(engine: GraphEngine, entry: Purge, sweep: Sweep, head: Head, deadline: Deadline) -> Purge:
+    """Removes the vectors of sets that some revisions of a collection have written."""
+    revisions = range(entry.revision, min(entry.last, entry.revision + _REVISIONS - 1) + 1)
+    wanted = {VertexLabel.CHANGE: [change_id(entry.uid, revision) for revision in revisions]}
+    records = await engine.records(wanted, deadline=deadline)
+    changes = [change for record in records.values() for change in _changes(record.sets.get("changes", ()), None)]
+    refs = [ref for change in changes for ref in _refs(change.added)]
+    sweep.add(VertexLabel.VECTOR, (vector_id(number, ref) for number in entry.sets for ref in refs))
+    if INLINE in entry.sets and refs:
+        access = Access((entry.uid,), first_ref(head.version + 1))
+        for start in range(0, len(refs), _REMOVED_AT_ONCE):
+            group = refs[start : start + _REMOVED_AT_ONCE]
+            rows = await engine.passages(group, access, fields=(), deadline=deadline)
+            # Those that have ended go as a whole: a value for one that is gone already might bring a part of it back.
+            kept = [row.ref for row in rows if is_there(row, head.view)]
+            sweep.settings += [Setting(VertexLabel.PASSAGE, passage_vertex(ref), "vector", b"") for ref in kept]
     return replace(entry, revision=revisions[-1] + 1)
 
 
@@ -234,5 +269,5 @@ def _changes(values: Sequence[str], versions: set[int] | None) -> list[ChangeRec
     ]
 
 
-def _passages(ranges: Iterable[tuple[int, int]]) -> list[str]:
-    return [passage_vertex(ref) for first, count in ranges for ref in range(first, first + count)]
+def _refs(spans: Iterable[tuple[int, int]]) -> list[int]:
+    return [ref for first, count in spans for ref in range(first, first + count)]

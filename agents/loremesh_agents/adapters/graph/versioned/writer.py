@@ -11,7 +11,16 @@ from loremesh_agents.adapters.graph.versioned.cells import cell, newest, outdate
 from loremesh_agents.adapters.graph.versioned.chain import Head
 from loremesh_agents.adapters.graph.versioned.concurrently import both
 from loremesh_agents.adapters.graph.versioned.contents import PassageContent
-from loremesh_agents.adapters.graph.versioned.engine import Access, Cell, Edge, GraphEngine, Record, Setting, Vertex
+from loremesh_agents.adapters.graph.versioned.engine import (
+    Access,
+    Cell,
+    Edge,
+    GraphEngine,
+    Record,
+    Setting,
+    Value,
+    Vertex,
+)
 from loremesh_agents.adapters.graph.versioned.entities import EntityChanges
 from loremesh_agents.adapters.graph.versioned.identifiers import (
     MOST_PASSAGES,
@@ -27,10 +36,18 @@ from loremesh_agents.adapters.graph.versioned.identifiers import (
 )
 from loremesh_agents.adapters.graph.versioned.memory import Filters, WriterMemory
 from loremesh_agents.adapters.graph.versioned.sending import Sending
-from loremesh_agents.adapters.graph.versioned.states import ChangeRecord, CollectionState, DocumentState, packed
+from loremesh_agents.adapters.graph.versioned.states import (
+    ChangeRecord,
+    CollectionState,
+    DocumentState,
+    OtherVectors,
+    Purge,
+    packed,
+)
 from loremesh_agents.adapters.graph.versioned.terms import Features
+from loremesh_agents.adapters.graph.versioned.vectors import INLINE, having_one, vector_vertex
 from loremesh_agents.domain.deadline import Deadline
-from loremesh_agents.domain.document import DocumentWrite, Outcome, PassageWrite, WriteResult
+from loremesh_agents.domain.document import DocumentWrite, Outcome, PassageWrite, ReembeddingPhase, WriteResult
 from loremesh_agents.domain.errors import EmbeddingMismatch, InvalidRequest, WriteConflict
 from loremesh_agents.domain.graph_schema import EdgeLabel, VertexLabel
 
@@ -57,6 +74,7 @@ class _Documents:
         deleted: Ids of those that go.
         places: Of those that are written, their places in the write,
         contents: and what is stored of their passages.
+        other_vectors: How many of these have a vector of the set that does not count.
     """
 
     before: dict[str, DocumentState]
@@ -66,6 +84,7 @@ class _Documents:
     deleted: list[str] = field(default_factory=list[str])
     places: dict[str, int] = field(default_factory=dict[str, int])
     contents: Mapping[str, Sequence[PassageContent]] = field(default_factory=dict[str, Sequence[PassageContent]])
+    other_vectors: int = 0
 
     def current(self, document_id: str) -> DocumentState | None:
         """The state of a document at this place of the write."""
@@ -118,6 +137,7 @@ class Writer:
         self._states: tuple[str, ...] = ()
         self.collection = collection
         self.removes = False
+        self.purging: list[Purge] = []
 
     @property
     def revised(self) -> bool:
@@ -127,7 +147,7 @@ class Writer:
     @property
     def renewed(self) -> bool:
         """Whether the collection has a new state."""
-        return self._created or self.revised
+        return self._created or self.collection != self._base
 
     @property
     def changes_anything(self) -> bool:
@@ -150,15 +170,16 @@ class Writer:
             deadline: When to give up.
 
         Raises:
-            EmbeddingMismatch: The collection has vectors of another model.
+            EmbeddingMismatch: The collection has vectors of another model that are not given.
             WriteConflict: A document that came without passages has changed.
             InvalidRequest: There are too many passages.
         """
         if sum(len(write.passages) for write in documents) > MOST_PASSAGES:
             raise InvalidRequest.of("documents", f"one write takes at most {MOST_PASSAGES} passages")
         found = await self._read([write.document.document_id for write in documents], deadline)
-        results = tuple(self._judge(write, place, found, embedding_model) for place, write in enumerate(documents))
+        results = tuple(self._judge(write, place, found) for place, write in enumerate(documents))
         if found.written:
+            self._require_model(embedding_model, [write for write, _ in found.written.values()])
             known = await contents
             found.contents = {name: known[place] for name, place in found.places.items()}
         await self._settle(found, deadline)
@@ -198,7 +219,7 @@ class Writer:
         vertices = list(names)
         records: dict[str, Record] = {}
         for start in range(0, max(len(vertices), 1), _DOCUMENTS_AT_ONCE):
-            wanted = {VertexLabel.DOCUMENT: vertices[start : start + _DOCUMENTS_AT_ONCE]}
+            wanted = {VertexLabel.DOCUMENT: vertices[start : start + _DOCUMENTS_AT_ONCE]} if vertices else {}
             if not start:
                 wanted[VertexLabel.COLLECTION] = [collection_id(uid)]
             records.update(await self._engine.records(wanted, fields={"states"}, deadline=deadline))
@@ -213,7 +234,7 @@ class Writer:
                 found.values[vertex] = values
         return found
 
-    def _judge(self, write: DocumentWrite, place: int, found: _Documents, embedding_model: str) -> WriteResult:
+    def _judge(self, write: DocumentWrite, place: int, found: _Documents) -> WriteResult:
         """What becomes of a document."""
         document, version = write.document, write.document.source_version
         name = document.document_id
@@ -232,8 +253,6 @@ class Writer:
         if not write.passages:
             # Its writer saw it unchanged and left the passages out; meanwhile another one has changed it.
             raise WriteConflict(self._engine.name)
-        if not found.written:
-            self._require_model(embedding_model)
         revision = self._base.revision + 1
         found.after[name] = DocumentState.of(
             write, revision=revision, time=self._time, first_ref=self._next, before=found.before.get(name)
@@ -244,11 +263,24 @@ class Writer:
         outcome = Outcome.UPDATED if there else Outcome.CREATED
         return WriteResult(name, outcome, revision, len(write.passages), version)
 
-    def _require_model(self, model: str) -> None:
-        if not self._base.passages:
-            self.collection = replace(self.collection, embedding_model=model)
-        elif model != self._base.embedding_model:
-            raise EmbeddingMismatch(self._base.name, self._base.embedding_model or "none", model or "none")
+    def _require_model(self, model: str, writes: Sequence[DocumentWrite]) -> None:
+        """Settles of which model the vectors are that count; `model` is that of the writes' own vectors."""
+        base = self._base
+        if model == base.embedding_model:
+            return
+        if not base.passages:
+            # Nothing has a vector: neither those that count nor those of another model.
+            self._let_go(base.vertex_sets)
+            self.collection = replace(self.collection, embedding_model=model, vector_set=INLINE, other=None)
+        elif not all(base.embedding_model in passage.further_vectors for write in writes for passage in write.passages):
+            raise EmbeddingMismatch(base.name, base.embedding_model or "none", model or "none")
+
+    def _let_go(self, sets: Sequence[int]) -> None:
+        """Has the vectors of sets removed in time, which no later state of the collection has."""
+        # Not of the revision to come, which may have a set 0 of its own. What was given up there goes with the passages of its claim.
+        last = self._base.revision
+        if sets and last:
+            self.purging.append(Purge(self._base.uid, self._version, 1, last, tuple(sets), vectors_alone=True))
 
     async def _settle(self, found: _Documents, deadline: Deadline) -> None:
         """Makes the changes of what was judged."""
@@ -298,7 +330,7 @@ class Writer:
         await entities.insert(passages, names, set(ended), deadline)
         new_entities = entities.settle()
         self.removes = bool(ended)
-        self._record_change(found, ended_states, entities)
+        self._record_change(found, ended_states, entities.titled, entities.made)
         self._send_so_far(found)
         buckets = BucketChanges(uid, self._memory.buckets)
         since = self._memory.created_at(uid) or 0
@@ -313,9 +345,27 @@ class Writer:
             documents=base.documents + len(new) - len(ended_states),
             restricted=base.restricted + sum(bool(s.readers) for s in new) - sum(bool(s.readers) for s in ended_states),
             passages=base.passages + len(passages) - len(ended),
+            other=await self._other_after(found, len(passages), ended, deadline),
             entities=base.entities + new_entities,
             terms=base.terms + sum(f.length for f in added.values()) - sum(f.length for f in removed.values()),
         )
+
+    async def _other_after(
+        self, found: _Documents, written: int, ended: Sequence[int], deadline: Deadline
+    ) -> OtherVectors | None:
+        """The vectors that do not count, after passages are written and ended."""
+        other = self.collection.other
+        if other is None:
+            return None
+        gone = len(ended)
+        if other.phase != ReembeddingPhase.KEPT.value:
+            _, having = await having_one(
+                self._engine, self._batch.view, self._base, other.number, set(ended), deadline=deadline
+            )
+            gone = len(having)
+        lapses = other.phase == ReembeddingPhase.KEPT.value and found.other_vectors < written
+        phase = ReembeddingPhase.LAPSED.value if lapses else other.phase
+        return replace(other, phase=phase, count=other.count + found.other_vectors - gone)
 
     async def _end(self, ended: Sequence[int], entities: EntityChanges, deadline: Deadline) -> dict[int, Features]:
         """Ends passages; gives their features."""
@@ -342,22 +392,53 @@ class Writer:
                 "metadata": [metadata_value(key, value) for key, value in sorted(document.metadata.items())],
             }
             for ref, content in zip(refs_of(first, len(write.passages)), found.contents[name], strict=True):
-                properties = {"ref": ref, "uid": uid, **content.properties}
+                properties = {"ref": ref, "uid": uid, **content.properties, **self._store_vectors(ref, content, found)}
                 batch.vertices.append(Vertex(VertexLabel.PASSAGE, passage_vertex(ref), properties, sets))
+
+    def _store_vectors(self, ref: int, content: PassageContent, found: _Documents) -> dict[str, Value]:
+        """Stores the vectors of a new passage of the models that the collection has; gives what the passage holds itself."""
+        state = self.collection
+        own: dict[str, Value] = {}
+        other = (state.other.number, state.other.model) if state.other is not None else None
+        for number, model in filter(None, ((state.vector_set, state.embedding_model), other)):
+            vector = content.vectors.get(model)
+            if vector is None:
+                continue
+            found.other_vectors += (number, model) == other
+            if number == INLINE:
+                own["vector"] = vector
+            else:
+                self._batch.vertices.append(
+                    vector_vertex(state, number, model, ref, vector=vector, version=self._version)
+                )
+        return own
 
     def _send_so_far(self, found: _Documents) -> None:
         """Sends a part of a large write, while the rest is computed. A small one is faster in one request."""
         if sum(len(write.passages) for write, _ in found.written.values()) >= _SENT_IN_PARTS:
             self._sending.send(self._batch.taken())
 
-    def _record_change(self, found: _Documents, ended: Sequence[DocumentState], entities: EntityChanges) -> None:
+    async def _revise_vectors(self, deadline: Deadline) -> None:
+        """A revision in which no document changes."""
+        self._filters = await self._current_filters(deadline)
+        self._record_change(_Documents({}, {}), (), (), ())
+        self.collection = replace(self.collection, revision=self._base.revision + 1, update_time=self._time)
+
+    async def _store_state(self, deadline: Deadline) -> None:
+        """Stores the collection's state where no document changes."""
+        await self._read((), deadline)
+        self._store_collection()
+
+    def _record_change(
+        self, found: _Documents, ended: Sequence[DocumentState], titled: Sequence[str], made: Sequence[str]
+    ) -> None:
         change = ChangeRecord(
             documents=(*found.written, *found.deleted),
             added=tuple((first, len(write.passages)) for write, first in found.written.values()),
             removed=tuple((state.first_ref, state.passages) for state in ended),
-            titled=tuple(entities.titled),
-            made=tuple(entities.made),
-            checkpoint=self._checkpoint(entities.titled),
+            titled=tuple(titled),
+            made=tuple(made),
+            checkpoint=self._checkpoint(titled),
         )
         vertex = change_id(self._base.uid, self._base.revision + 1)
         sets = {"changes": [cell(self._version, change.encoded())]}
