@@ -1,6 +1,7 @@
 """A knowledge agent that is killed while it embeds a collection anew: every state has whole vectors of one model, and the end is reached."""
 
 import asyncio
+import json
 import random
 import sys
 from dataclasses import replace
@@ -65,7 +66,11 @@ async def seen(folder: Path) -> tuple[str, int]:
 
 async def start(folder: Path) -> tuple[asyncio.subprocess.Process, str]:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tests.robustness.reembedding_process", str(folder), stdout=asyncio.subprocess.PIPE
+        sys.executable,
+        "-m",
+        "tests.robustness.reembedding_process",
+        json.dumps({"data": str(folder)}),
+        stdout=asyncio.subprocess.PIPE,
     )
     assert process.stdout is not None
     return process, (await process.stdout.readline()).decode().strip()

@@ -160,10 +160,6 @@ def _versioned(engine: GraphEngine) -> tuple[GraphStore, TextIndex]:
     return store, PostingsTextIndex(store)
 
 
-_OF_TWO_MODELS = frozenset({"faiss", "memory", "none"})
-"""Vector indexes that follow a collection from one model to another; `none` has nothing to follow."""
-
-
 def vectors_url(stores: StoreSettings) -> str:
     """The vector index that settings name, or the one that goes with their graph store."""
     if stores.vectors:
@@ -280,15 +276,16 @@ def _authorities(stores: StoreSettings) -> Path | None:
     return stores.ca
 
 
-def open_vector_sets(stores: StoreSettings, graph: GraphStore) -> VectorSets | None:
-    """Where a graph store keeps vectors of two models of a collection; None where it or the vector index holds those of one alone."""
+def open_vector_sets(graph: GraphStore) -> VectorSets | None:
+    """Where a graph store keeps vectors of two models of a collection; None where it holds those of one alone."""
     from loremesh_agents.adapters.graph.sqlite import SqliteGraphStore
     from loremesh_agents.adapters.graph.sqlite.vector_sets import SqliteVectorSets
+    from loremesh_agents.adapters.graph.versioned import VersionedGraphStore
+    from loremesh_agents.adapters.graph.versioned.vector_sets import VersionedVectorSets
 
-    url = vectors_url(stores)
-    if not isinstance(graph, SqliteGraphStore) or (urlsplit(url).scheme or url) not in _OF_TWO_MODELS:
-        return None
-    return SqliteVectorSets(graph.connections)
+    if isinstance(graph, SqliteGraphStore):
+        return SqliteVectorSets(graph.connections)
+    return VersionedVectorSets(graph) if isinstance(graph, VersionedGraphStore) else None
 
 
 def open_previous_embedder(stores: StoreSettings) -> Embedder | None:

@@ -103,8 +103,8 @@ class Stores:
 
     @property
     def vector_sets(self) -> VectorSets | None:
-        """Where the graph store keeps vectors of two models; None where it cannot, or the vector index cannot."""
-        return backends.open_vector_sets(self._settings, self.graph)
+        """Where the graph store keeps vectors of two models; None where it cannot."""
+        return backends.open_vector_sets(self.graph)
 
     @cached_property
     def vectors(self) -> VectorIndex | None:

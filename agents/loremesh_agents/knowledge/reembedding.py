@@ -8,6 +8,9 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 
+import numpy as np
+from numpy.typing import NDArray
+
 from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.document import Collection, ReembeddingPhase
 from loremesh_agents.domain.errors import LoremeshError, NotFound, ReembeddingRefused
@@ -24,6 +27,8 @@ _FIRST = PassageRef(0)
 _LOOKED_AT = 1024
 _EMBEDDED_TOGETHER = 32
 """Texts: the encoder is a question's again after so many."""
+_ADDED_TOGETHER = 256
+"""Vectors: each addition is a write, and takes its turn among the others. What a kill loses is encoded again."""
 _DROPPED_TOGETHER = 1024
 _COLLECTIONS = 500
 _INDEX_SECONDS = 3600.0
@@ -39,7 +44,7 @@ class Reembedding:
         sets: Where it keeps vectors of two models; None where it cannot.
         vectors: The vector index; None without one.
         encoders: For the vectors.
-        switched: Is called with the name of a collection that has switched.
+        switched: Is called with the name of a collection whose vectors have switched, or are fewer.
         settings: Limits.
     """
 
@@ -76,12 +81,12 @@ class Reembedding:
             deadline: When to give up.
 
         Raises:
-            ReembeddingRefused: The store or its vector index cannot hold vectors of two models, there is no encoder of the model, or other
+            ReembeddingRefused: The store cannot hold vectors of two models, there is no encoder of the model, or other
                 vectors are in the way.
         """
         wanted = model or self._encoders.model
         if self._sets is None:
-            cause = "its graph store or vector index holds vectors of one model alone; sqlite:// with faiss:// or memory:// holds two"
+            cause = "its graph store holds vectors of one model alone, as memory:// does; every other one holds two"
             raise ReembeddingRefused(collection, cause)
         if self._encoders.of(wanted) is None:
             known = ", ".join(self._encoders.models) or "none"
@@ -98,6 +103,8 @@ class Reembedding:
         """Begins to remove a collection's vectors that do not count; gives the collection as it is then."""
         if self._sets is not None:
             await self._sets.drop(collection, after=_FIRST, limit=_DROPPED_TOGETHER, deadline=deadline)
+            # Some stores have let go of all of them now, and their indexes are to do so as well.
+            self._switched(collection)
             self._follow(collection)
         return await self._graph.collection(collection, deadline=deadline)
 
@@ -186,11 +193,15 @@ class Reembedding:
         self, sets: VectorSets, collection: str, encoder: Embedder, texts: Mapping[PassageRef, str]
     ) -> None:
         refs = list(texts)
+        made: dict[PassageRef, NDArray[np.float32]] = {}
         for start in range(0, len(refs), _EMBEDDED_TOGETHER):
             some = refs[start : start + _EMBEDDED_TOGETHER]
             budget = Deadline.after(self._settings.embed_budget)
             vectors = await encoder.embed([texts[ref] for ref in some], deadline=budget)
-            await sets.add(collection, encoder.model, dict(zip(some, vectors, strict=True)), deadline=self._time())
+            made.update(zip(some, vectors, strict=True))
+            if len(made) >= _ADDED_TOGETHER or some[-1] == refs[-1]:
+                await sets.add(collection, encoder.model, made, deadline=self._time())
+                made = {}
 
     async def _index(self, collection: str) -> None:
         if self._vectors is not None:

@@ -38,7 +38,7 @@ class KnowledgeService:
         settings: Limits.
         previous_embedder: Encodes passages of collections that are not embedded anew yet; None for none.
         sweep: Removes what has ended in a store that does not do so by itself; None for any other.
-        vector_sets: Where the store keeps vectors of two models of a collection; None where it or the vector index cannot.
+        vector_sets: Where the store keeps vectors of two models of a collection; None where it cannot.
     """
 
     def __init__(
