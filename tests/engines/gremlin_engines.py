@@ -62,7 +62,11 @@ async def opened_neptune() -> AsyncIterator[NeptuneEngine]:
     endpoint = neptune_endpoint()
     connections = Connections(endpoint)
     try:
-        await connections.submit(source().V().drop(), deadline=Deadline.after(60))
+        # A large graph is more than the memory for one transaction.
+        left = True
+        while left:
+            await connections.submit(source().V().limit(_EMPTIED_AT_ONCE).drop(), deadline=Deadline.after(60))
+            left = await connections.submit(source().V().limit(1).id_(), deadline=Deadline.after(60))
     finally:
         await connections.close()
     engine = NeptuneEngine(endpoint)

@@ -197,6 +197,9 @@ async def test_where_the_disk_is_full_a_write_fails_and_nobody_sees_half_of_it()
                     await work
         finally:
             server.kill()
+            # It learns of its old connections' end.
+            with pytest.raises(BackendUnavailable):
+                await held()
             server.start()
         assert await held() == {"tower"}
         await put("bridge", "gate")

@@ -68,7 +68,7 @@ class GremlinServer:
         heap: Of the JVM.
     """
 
-    def __init__(self, folder: Path, *, heap: str = "384m") -> None:
+    def __init__(self, folder: Path, *, heap: str = "1g") -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._heap = heap
