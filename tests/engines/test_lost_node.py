@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from cassandra import ReadTimeout
 
 from loremesh_agents.adapters.derived.cassandra import CassandraServers
 from loremesh_agents.adapters.derived.keeping import shelf
@@ -210,8 +211,15 @@ def stored_on(node: Cassandra, refs: int) -> tuple[set[int], set[int]]:
         (table,) = (name for name in session.cluster.metadata.keyspaces[KEYSPACE].tables if name.startswith("vectors_"))
         stored = {row.ref for row in session.execute(f"SELECT ref FROM {table}")}
         vector = TermVectors.dimension * [0.125]
-        nearest = session.execute(f"SELECT ref FROM {table} ORDER BY vector ANN OF {vector} LIMIT {min(refs, 1000)}")
-        return stored, {row.ref for row in nearest}
+        search = f"SELECT ref FROM {table} ORDER BY vector ANN OF {vector} LIMIT {min(refs, 1000)}"
+        noticed = time.monotonic() + PHASE_S
+        while True:
+            try:
+                return stored, {row.ref for row in session.execute(search)}
+            except ReadTimeout:
+                # It asks the others for a part as long as it has not noticed that they are gone.
+                if time.monotonic() > noticed:
+                    raise
 
 
 @pytest.mark.timeout(590)
