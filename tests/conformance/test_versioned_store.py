@@ -80,6 +80,18 @@ async def swept(store: VersionedGraphStore, clock: SetClock) -> None:
             pass
 
 
+async def mentioned_by_all(store: VersionedGraphStore) -> set[str]:
+    """Keys of the entities that the document "all" mentions."""
+    async with store.snapshot(
+        ["c"], principal=ANONYMOUS, filter=EVERYTHING, consistency=LATEST, deadline=soon()
+    ) as snapshot:
+        seeds = (await snapshot.enter(passages=[("c", "all#0")], deadline=soon())).passages.values()
+        found = await snapshot.expand(
+            list(seeds), [], entities=(), known=(), mention_limit=60, title_limit=5, deadline=soon()
+        )
+    return {edge.entity for edge in found.seed_mentions}
+
+
 async def test_a_deleted_collection_leaves_nothing_but_what_tells_the_versions(
     store: VersionedGraphStore, graph: Graph, clock: SetClock
 ) -> None:
@@ -184,14 +196,7 @@ async def test_a_switch_keeps_what_a_writer_must_know_of_titles(store: Versioned
         fresh = VersionedGraphStore(MemoryEngine(graph))
         text = "The engine number0, the engine number1 and the engine number2."
         await fresh.write("c", with_vectors(document("all", "All", text)), embedding_model="b", deadline=soon())
-    async with fresh.snapshot(
-        ["c"], principal=ANONYMOUS, filter=EVERYTHING, consistency=LATEST, deadline=soon()
-    ) as snapshot:
-        seeds = (await snapshot.enter(passages=[("c", "all#0")], deadline=soon())).passages.values()
-        found = await snapshot.expand(
-            list(seeds), [], entities=(), known=(), mention_limit=60, title_limit=5, deadline=soon()
-        )
-    assert {edge.entity for edge in found.seed_mentions} == {f"engine number{number}" for number in range(3)}
+    assert await mentioned_by_all(fresh) == {f"engine number{number}" for number in range(3)}
 
 
 async def test_a_build_that_knows_nothing_of_two_models_reads_what_has_one(
@@ -452,14 +457,7 @@ async def test_a_process_that_begins_to_write_knows_every_title_without_reading_
         await put(fresh, document("all", "All", " and ".join(f"the engine number{number}" for number in range(44))))
         # Five checkpoints, and the four changes after the last; the rest is what the first write of a process takes.
         assert fresh.engine.requests <= 5 + 4 + 11
-    async with fresh.snapshot(
-        ["c"], principal=ANONYMOUS, filter=EVERYTHING, consistency=LATEST, deadline=soon()
-    ) as snapshot:
-        seeds = (await snapshot.enter(passages=[("c", "all#0")], deadline=soon())).passages.values()
-        found = await snapshot.expand(
-            list(seeds), [], entities=(), known=(), mention_limit=60, title_limit=5, deadline=soon()
-        )
-    keys = {edge.entity for edge in found.seed_mentions}
+    keys = await mentioned_by_all(fresh)
     assert keys == {f"engine number{number}" for number in range(44)}
 
 
