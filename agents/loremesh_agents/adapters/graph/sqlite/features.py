@@ -18,10 +18,24 @@ from loremesh_agents.domain.retrieval import PassageFeatures, PassageRef
 _CAPACITY = 16_384
 
 
+class CurrentVectors(NamedTuple):
+    """Which vectors of a collection count.
+
+    Attributes:
+        name: Name of the collection.
+        model: Their model.
+        slot: Their table, as a place in `VECTOR_TABLES`.
+    """
+
+    name: str
+    model: str
+    slot: int
+
+
 class _Stored(NamedTuple):
     """What the database holds of a passage: ids of its terms (little-endian uint32), how often each occurs (uint16), its vector (float32) of a model."""
 
-    collection: str
+    collection: int
     model: str
     name: str
     length: int
@@ -34,7 +48,7 @@ class FeatureCache:
     """Features of the passages that were read last, 16,384 at most. Used by the one thread that reads."""
 
     def __init__(self) -> None:
-        self._kept: dict[int, _Stored] = {}
+        self._kept: dict[PassageRef, _Stored] = {}
         self._columns = np.zeros(0, dtype=np.uint16)
 
     def features(
@@ -42,7 +56,7 @@ class FeatureCache:
         connection: sqlite3.Connection,
         refs: Sequence[PassageRef],
         terms: Sequence[int | None],
-        models: Mapping[str, str],
+        collections: Mapping[int, CurrentVectors],
     ) -> PassageFeatures:
         """Features of passages that are there.
 
@@ -50,9 +64,9 @@ class FeatureCache:
             connection: Within a read transaction.
             refs: Passages in ascending order, each once.
             terms: Ids of the question's terms; None for one that no passage holds.
-            models: The models of the vectors that count, by collection.
+            collections: The collections of the passages by their ids.
         """
-        passages = self._passages(connection, refs, models)
+        passages = self._passages(connection, refs, collections)
         vectors, has_vector = _vectors([passage.vector for passage in passages])
         return PassageFeatures(
             refs=tuple(refs),
@@ -81,26 +95,28 @@ class FeatureCache:
         return found
 
     def _passages(
-        self, connection: sqlite3.Connection, refs: Sequence[PassageRef], models: Mapping[str, str]
+        self, connection: sqlite3.Connection, refs: Sequence[PassageRef], collections: Mapping[int, CurrentVectors]
     ) -> list[_Stored]:
         missing = [
-            ref for ref in refs if (kept := self._kept.get(ref)) is None or models[kept.collection] != kept.model
+            ref
+            for ref in refs
+            if (kept := self._kept.get(ref)) is None or collections[kept.collection].model != kept.model
         ]
         if not missing:
             return [self._kept[ref] for ref in refs]
+        slots = sorted({collection.slot for collection in collections.values()})
+        columns = "".join(f", {VECTOR_TABLES[slot]}.vector" for slot in slots)
+        joins = "".join(f" LEFT JOIN {VECTOR_TABLES[slot]} ON {VECTOR_TABLES[slot]}.passage = p.id" for slot in slots)
         rows = connection.execute(
-            "SELECT p.id, c.name, c.embedding_model, o.document_id, p.ordinal, p.length, p.terms, p.counts,"
-            " coalesce(v.vector, w.vector)"
-            " FROM json_each(?) j CROSS JOIN passage p ON p.id = j.value JOIN document o ON o.id = p.document"
-            " JOIN collection c ON c.id = p.collection"
-            f" LEFT JOIN {VECTOR_TABLES[0]} v ON v.passage = p.id AND c.vector_slot = 0"
-            f" LEFT JOIN {VECTOR_TABLES[1]} w ON w.passage = p.id AND c.vector_slot = 1",
+            f"SELECT p.id, p.collection, o.document_id, p.ordinal, p.length, p.terms, p.counts{columns}"
+            f" FROM json_each(?) j CROSS JOIN passage p ON p.id = j.value JOIN document o ON o.id = p.document{joins}",
             (json.dumps(missing),),
         )
-        fresh = {
-            ref: _Stored(collection, model, f"{collection}/{document_id}#{ordinal}", *columns)
-            for ref, collection, model, document_id, ordinal, *columns in rows.fetchall()
-        }
+        fresh: dict[PassageRef, _Stored] = {}
+        for ref, collection, document_id, ordinal, length, terms, counts, *vectors in rows.fetchall():
+            name, model, slot = collections[collection]
+            vector = vectors[slots.index(slot)]
+            fresh[ref] = _Stored(collection, model, f"{name}/{document_id}#{ordinal}", length, terms, counts, vector)
         found = [fresh[ref] if ref in fresh else self._kept[ref] for ref in refs]
         self._kept.update(fresh)
         if len(self._kept) > _CAPACITY:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from loremesh_agents.adapters.graph.sqlite.connection import Connections
-from loremesh_agents.adapters.graph.sqlite.features import FeatureCache
+from loremesh_agents.adapters.graph.sqlite.features import CurrentVectors, FeatureCache
 from loremesh_agents.adapters.graph.sqlite.schema import CAPITALISED
 from loremesh_agents.adapters.graph.sqlite.statistics import EntityRow, Statistics
 from loremesh_agents.domain.deadline import Deadline
@@ -88,7 +88,7 @@ class SqliteSnapshot:
         connections: Connections,
         connection: sqlite3.Connection,
         collections: Mapping[int, CollectionRevision],
-        embedding_models: Mapping[str, str],
+        vectors: Mapping[int, CurrentVectors],
         *,
         visibility: Visibility,
         statistics: Statistics,
@@ -98,7 +98,7 @@ class SqliteSnapshot:
         self._connection = connection
         self._turn = asyncio.Lock()
         self._collections = collections
-        self._embedding_models = embedding_models
+        self._vectors = vectors
         self._ids = json.dumps(sorted(collections))
         self._visibility = visibility
         self._statistics = statistics
@@ -113,7 +113,7 @@ class SqliteSnapshot:
     @property
     def embedding_models(self) -> Mapping[str, str]:
         """The models of the vectors."""
-        return self._embedding_models
+        return {name: model for name, model, _ in self._vectors.values()}
 
     @property
     def selective(self) -> bool:
@@ -230,7 +230,7 @@ class SqliteSnapshot:
             )
             self._term_ids = {**dict.fromkeys(terms), **dict(rows.fetchall())}
         columns = [self._term_ids[term] for term in terms]
-        return self._cache.features(connection, sorted(refs), columns, self._embedding_models)
+        return self._cache.features(connection, sorted(refs), columns, self._vectors)
 
     def _locate(
         self, connection: sqlite3.Connection, passages: Sequence[tuple[str, str]]

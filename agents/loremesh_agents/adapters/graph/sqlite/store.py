@@ -19,7 +19,7 @@ from loremesh_agents.adapters.graph.sqlite.collections import (
     vector_table,
 )
 from loremesh_agents.adapters.graph.sqlite.connection import Connections
-from loremesh_agents.adapters.graph.sqlite.features import FeatureCache
+from loremesh_agents.adapters.graph.sqlite.features import CurrentVectors, FeatureCache
 from loremesh_agents.adapters.graph.sqlite.snapshot import PASSAGE_COLUMNS, SqliteSnapshot, Visibility, passages_of
 from loremesh_agents.adapters.graph.sqlite.statistics import Statistics
 from loremesh_agents.adapters.graph.sqlite.writer import Writer, WriterMemory, delete_collection, open_collection
@@ -351,7 +351,7 @@ class SqliteGraphStore:
 
         def begin(
             connection: sqlite3.Connection,
-        ) -> tuple[dict[int, CollectionRevision], dict[str, str], Visibility, Statistics]:
+        ) -> tuple[dict[int, CollectionRevision], dict[int, CurrentVectors], Visibility, Statistics]:
             connection.execute("BEGIN")
             names = list(collections) or [
                 name
@@ -364,13 +364,14 @@ class SqliteGraphStore:
                 "SELECT coalesce(sum(restricted_count), 0), total(restricted_count * reader_statistics) FROM collection WHERE id IN (SELECT value FROM json_each(?))",
                 (json.dumps(list(found)),),
             ).fetchone()
-            models = connection.execute(
-                "SELECT name, embedding_model FROM collection WHERE id IN (SELECT value FROM json_each(?))",
+            rows = connection.execute(
+                "SELECT id, name, embedding_model, vector_slot FROM collection WHERE id IN (SELECT value FROM json_each(?))",
                 (json.dumps(list(found)),),
             )
+            vectors = {row[0]: CurrentVectors(*row[1:]) for row in rows.fetchall()}
             visibility = Visibility.of(principal, filter, restricted=restricted > 0)
             statistics = Statistics.of(connection, found, principal) if divided else Statistics(found)
-            return found, dict(models.fetchall()), visibility, statistics
+            return found, vectors, visibility, statistics
 
         try:
             async with asyncio.timeout(deadline.remaining()):
@@ -379,12 +380,12 @@ class SqliteGraphStore:
             raise BudgetExhausted("graph store", "waiting for a snapshot") from None
         try:
             async with self._connections.reader(deadline) as connection:
-                found, models, visibility, statistics = await self._connections.read(connection, begin, deadline)
+                found, vectors, visibility, statistics = await self._connections.read(connection, begin, deadline)
                 yield SqliteSnapshot(
                     self._connections,
                     connection,
                     found,
-                    models,
+                    vectors,
                     visibility=visibility,
                     statistics=statistics,
                     cache=self._features,
