@@ -6,8 +6,7 @@ agent's service into the embedded stores; a second process opens these and is as
 that of a reader alone. Files are in the system's cache when they are opened.
 
 Memory beyond vectors is what the reader has grown by since before it opened the stores, less the vectors: 4 bytes a dimension while a collection is searched
-exactly, else the index file, which is mapped. The database is mapped as well: what was read of it counts as resident until the system wants the memory back.
-`private` figures leave out all that is mapped.
+exactly, else the index file, which is mapped. `private` figures leave out all that is mapped.
 """
 
 import argparse

@@ -438,6 +438,41 @@ async def test_another_process_reads_the_file_and_only_what_came_after_from_the_
         assert watched.asked == [1]
 
 
+async def test_a_file_is_extended_by_what_came_after_it_and_nothing_else_is_read(
+    watched: WatchedStore, tmp_path: Path
+) -> None:
+    await filed(watched, tmp_path)
+    async with opened_index(watched, tmp_path) as searched:
+        await searched.put({"late": at(10)})
+        await searched.graph.delete_documents("c", ["hazel"], deadline=soon())
+        watched.asked.clear()
+        assert (await searched.index.maintain("c", deadline=soon())).revision == 3
+        assert await searched.near(EAST) == ["east", "late", "north"]
+        assert min(watched.asked) == 1
+    watched.asked.clear()
+    async with opened_index(watched, tmp_path) as searched:
+        assert await searched.near(EAST) == ["east", "late", "north"]
+    assert watched.asked == []
+
+
+async def test_a_file_that_is_gone_or_of_another_writer_is_not_extended(watched: WatchedStore, tmp_path: Path) -> None:
+    await filed(watched, tmp_path)
+    async with opened_index(watched, tmp_path) as first, opened_index(watched, tmp_path) as second:
+        await first.near(EAST)
+        await second.put({"late": at(10)})
+        await second.index.maintain("c", deadline=soon())
+        await second.put({"later": at(12)})
+        await first.index.maintain("c", deadline=soon())
+        for path in tmp_path.iterdir():
+            path.unlink()
+        await first.put({"last": at(14), "west": at(180)})
+        await first.index.maintain("c", deadline=soon())
+    watched.asked.clear()
+    async with opened_index(watched, tmp_path) as searched:
+        assert await searched.near(EAST) == ["east", "late", "later", "last", "hazel", "north", "west"]
+    assert watched.asked == []
+
+
 async def test_a_small_collection_has_no_file(watched: WatchedStore, tmp_path: Path) -> None:
     async with opened_index(watched, tmp_path, "faiss exact") as searched:
         await searched.put({"east": EAST})
@@ -557,9 +592,11 @@ async def test_nearly_all_of_the_exact_nearest_are_found_in_a_large_collection(t
     graph = MemoryGraphStore()
     index = FaissVectorIndex(graph, tmp_path, exact_limit=1000)
     documents = [with_vector(f"{row}", vector, "Text.") for row, vector in enumerate(vectors)]
-    await graph.write("c", documents, embedding_model="m", deadline=soon())
     searched = Searched(graph, index)
-    await index.maintain("c", deadline=soon())
+    # What comes after the first part goes into the lists of that part.
+    for part in (documents[:1800], documents[1800:]):
+        await graph.write("c", part, embedding_model="m", deadline=soon())
+        await index.maintain("c", deadline=soon())
     assert len(list(tmp_path.glob("*.faiss"))) == 1
 
     async def recall(rows: NDArray[np.intp]) -> float:

@@ -14,7 +14,7 @@ import json
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from collections.abc import Collection as Group
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -41,6 +41,8 @@ _MOST_OPEN = 16
 _PROBES = 32
 _POINTS_PER_LIST = 64
 _MOST_LISTS = 4096
+_GROWTH = 2
+"""How many times its lists a base may need before it is trained anew."""
 _MOST_SAMPLED = 40 * _MOST_LISTS
 """Vectors that a base is trained with: the driver wants 39 a list."""
 _SPARE = 32
@@ -70,6 +72,7 @@ class _Collection:
         self.uid = uid
         self.revision = revision
         self.base = base
+        self.base_revision = revision
         self.dimension = dimension
         self.base_removed: set[int] = set()
         self.tail_refs = np.zeros(0, dtype=np.int64)
@@ -130,25 +133,29 @@ class _Sample:
             self.step *= 2
 
 
+def _lists(count: int) -> int:
+    """How many lists a base of so many vectors has."""
+    return max(1, min(_MOST_LISTS, count // _POINTS_PER_LIST))
+
+
 def _trained(sample: _Sample) -> Any:
     """An empty base that fits the vectors of a sample."""
     vectors = np.concatenate(sample.vectors)
-    lists = max(1, min(_MOST_LISTS, sample.count // _POINTS_PER_LIST))
-    index = faiss.index_factory(vectors.shape[1], f"IVF{lists},SQ8", faiss.METRIC_INNER_PRODUCT)
+    index = faiss.index_factory(vectors.shape[1], f"IVF{_lists(sample.count)},SQ8", faiss.METRIC_INNER_PRODUCT)
     index.train(vectors)
     return index
 
 
-def _add(index: Any, changes: VectorChanges) -> None:
-    if changes.removed and index.ntotal:
-        index.remove_ids(np.fromiter(changes.removed, dtype=np.int64))
-    if changes.added:
-        index.add_with_ids(changes.vectors, np.fromiter(changes.added, dtype=np.int64))
+def _change(index: Any, removed: Group[int], added: Sequence[int] | NDArray[np.int64], vectors: Any) -> None:
+    if len(removed) and index.ntotal:
+        index.remove_ids(np.fromiter(removed, dtype=np.int64))
+    if len(added):
+        index.add_with_ids(vectors, np.asarray(added, dtype=np.int64))
 
 
-def _opened(path: Path) -> Any:
+def _mapped(path: str) -> Any:
     """A base whose lists are mapped into memory."""
-    index: Any = faiss.read_index(str(path), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
+    index: Any = faiss.read_index(path, faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
     lists: Any = faiss.downcast_InvertedLists(index.invlists)
     # Else the driver starts 32 threads for every search, to read ahead: ten times what the search itself takes.
     lists.prefetch_nthread = 0
@@ -192,7 +199,7 @@ class FaissVectorIndex:
     Args:
         graph: Where vectors come from.
         folder: Folder of the bases.
-        exact_limit: Vectors up to which a collection has no base.
+        exact_limit: Vectors up to which a collection gets no base.
         threads: Searches that run at once.
     """
 
@@ -234,7 +241,9 @@ class FaissVectorIndex:
             based = held.base.ntotal if held.base is not None else 0
             tail = len(held.tail_refs)
             if tail > max(self._exact_limit, based // 5) or len(held.base_removed) > max(based // 2, 1):
-                held = await self._rebuild(current, model, deadline)
+                held = await self._extend(current, model, held, deadline) or await self._rebuild(
+                    current, model, deadline
+                )
             reached.append(held.revision)
         return replace(current, revision=min(reached))
 
@@ -260,18 +269,39 @@ class FaissVectorIndex:
             index = await self._run(_trained, sample, deadline=deadline)
             reached = 0
             async for changes in self._changes(current, model, deadline):
-                await self._run(_add, index, changes, deadline=deadline)
+                await self._run(_change, index, changes.removed, changes.added, changes.vectors, deadline=deadline)
                 reached = changes.revision
-            manifest = _Manifest(current.collection_uid, model, reached, index.ntotal, index.d)
-            await self._run(self._write, vectors, index, manifest, deadline=deadline)
-            fresh = await self._run(self._load, vectors, current.collection_uid, deadline=deadline)
-        else:
-            await self._run(self._remove, vectors, deadline=deadline)
-            fresh = _Collection(current.collection_uid, None, 0, 0)
-            await self._catch_up(fresh, current, model, deadline)
+            return await self._replace(vectors, index, current.collection_uid, reached, deadline)
+        await self._run(self._remove, vectors, deadline=deadline)
+        fresh = _Collection(current.collection_uid, None, 0, 0)
+        await self._catch_up(fresh, current, model, deadline)
         self._open[vectors] = fresh
-        held: _Collection = fresh
-        return held
+        return fresh
+
+    async def _extend(
+        self, current: CollectionRevision, model: str, held: _Collection, deadline: Deadline
+    ) -> _Collection | None:
+        """Adds the tail to the base; None where this needs to be trained anew, with more lists or because most of it is gone."""
+        vectors = _Vectors(current.collection, model)
+        # All at once: a search may bring what is held up to date meanwhile.
+        removed, added, tail, revision = held.base_removed, held.tail_refs, held.tail, held.revision
+        if held.base is None or len(removed) > held.base.ntotal // 2:
+            return None
+        if _lists(held.base.ntotal + len(added)) > _GROWTH * held.base.nlist:
+            return None
+        index = await self._run(self._stored, vectors, held.uid, held.base_revision, deadline=deadline)
+        if index is None:
+            return None
+        await self._run(_change, index, removed, added, tail, deadline=deadline)
+        return await self._replace(vectors, index, held.uid, revision, deadline)
+
+    async def _replace(self, vectors: _Vectors, index: Any, uid: str, revision: int, deadline: Deadline) -> _Collection:
+        """Writes a base and opens it."""
+        manifest = _Manifest(uid, vectors.model, revision, index.ntotal, index.d)
+        await self._run(self._write, vectors, index, manifest, deadline=deadline)
+        fresh: _Collection = await self._run(self._load, vectors, uid, deadline=deadline)
+        self._open[vectors] = fresh
+        return fresh
 
     async def _sample(self, revision: CollectionRevision, model: str, deadline: Deadline) -> _Sample:
         """Vectors to train a base with, of bounded memory however many there are."""
@@ -360,6 +390,19 @@ class FaissVectorIndex:
 
     def _load(self, vectors: "_Vectors", uid: str) -> _Collection:
         """The base, if there is a good one of this uid; else an empty tail to be filled from the graph."""
+        found = self._read(vectors, uid, _mapped)
+        if found is None:
+            return _Collection(uid, None, 0, 0)
+        index, manifest = found
+        return _Collection(uid, index, manifest.revision, manifest.dimension)
+
+    def _stored(self, vectors: "_Vectors", uid: str, revision: int) -> Any | None:
+        """The base of a revision, in memory so that it can be changed; None where another one is stored."""
+        found = self._read(vectors, uid, faiss.read_index)
+        return found[0] if found is not None and found[1].revision == revision else None
+
+    def _read(self, vectors: "_Vectors", uid: str, read: Callable[[str], Any]) -> tuple[Any, _Manifest] | None:
+        """What is stored of a collection of this uid; None where there is nothing, or nothing that can be read."""
         index_path, manifest_path = self._paths(vectors)
         try:
             values = json.loads(manifest_path.read_text())
@@ -368,16 +411,15 @@ class FaissVectorIndex:
             checksum = values.pop("sha256", None)
             manifest = _Manifest(**values)
             if (manifest.collection_uid, manifest.model) != (uid, vectors.model):
-                return _Collection(uid, None, 0, 0)
+                return None
             if _checksum(index_path, manifest) != checksum:
                 raise ValueError("its checksum is wrong")
-            index = _opened(index_path)
+            return read(str(index_path)), manifest
         except FileNotFoundError:
-            return _Collection(uid, None, 0, 0)
+            return None
         except (OSError, ValueError, TypeError, RuntimeError) as error:
             _log.warning("the vector index %s is not read, and made again from the graph: %s", index_path, error)
-            return _Collection(uid, None, 0, 0)
-        return _Collection(uid, index, manifest.revision, manifest.dimension)
+            return None
 
     def _write(self, vectors: "_Vectors", index: Any, manifest: _Manifest) -> None:
         """Writes a base; readers see the old one or the new one."""
