@@ -158,15 +158,10 @@ async def _measure(kind: str, kills: int, engines: int, seed: int) -> dict[str, 
     questions = [
         f"Question {number}: what does statement {chosen.getrandbits(32)} say?" for number in range(_QUESTIONS)
     ]
-    started = await asyncio.gather(
-        *(asyncio.to_thread(VllmServer, kind) for _ in range(engines)), return_exceptions=True
-    )
-    servers = tuple(server for server in started if isinstance(server, VllmServer))
+    servers = tuple(VllmServer(kind) for _ in range(engines))
     killer = _Killer(servers, chosen)
     try:
-        for server in started:
-            if isinstance(server, BaseException):
-                raise server
+        await asyncio.gather(*(asyncio.to_thread(server.wait_until_ready) for server in servers))
         async with in_front_of(servers, log_level="ERROR") as mesh:
             return await _killed(mesh, killer, questions, chosen, kills) | {"adapter": kind, "engines": engines}
     finally:

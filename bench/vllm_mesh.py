@@ -59,10 +59,11 @@ async def serving(kind: str, engine_arguments: Sequence[str] = ()) -> AsyncItera
     """Serves engine, generator and coordinator within the block; this process is the client, and moves to its processor."""
     all_cores = sorted(os.sched_getaffinity(0))
     cores = _split(all_cores)
-    engine = await asyncio.to_thread(VllmServer, kind, executor="mp", cores=cores.engine, arguments=engine_arguments)
-    # Those who are started inherit it.
-    os.sched_setaffinity(0, cores.agents)
+    engine = VllmServer(kind, executor="mp", cores=cores.engine, arguments=engine_arguments)
     try:
+        await asyncio.to_thread(engine.wait_until_ready)
+        # Those who are started inherit it.
+        os.sched_setaffinity(0, cores.agents)
         async with in_front_of((engine,)) as mesh:
             os.sched_setaffinity(0, cores.client)
             yield mesh

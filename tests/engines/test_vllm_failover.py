@@ -27,8 +27,9 @@ QUESTIONS = 5
 @asynccontextmanager
 async def engine_to_harm(kind: str, **options: object) -> AsyncIterator[VllmServer]:
     """An engine besides the one that all tests share."""
-    server = await asyncio.to_thread(lambda: VllmServer(kind, **options))
+    server = VllmServer(kind, **options)
     try:
+        await asyncio.to_thread(server.wait_until_ready)
         yield server
     finally:
         await asyncio.to_thread(server.stop)

@@ -34,8 +34,11 @@ ROUNDS = 20
 def caller() -> AsyncIterator[VllmServer]:
     """An engine whose model writes a call as text, and then one in the form of Hermes, which the engine reads."""
     server = VllmServer("http", saying_model(SAID))
-    yield server
-    server.stop()
+    try:
+        server.wait_until_ready()
+        yield server
+    finally:
+        server.stop()
 
 
 def offered() -> GenerationRequest:

@@ -147,6 +147,7 @@ class Cassandra:
         (folder / "cassandra.yaml").write_text(configuration, encoding="utf-8")
         (folder / "logback.xml").write_text(_LOGS, encoding="utf-8")
         self._process = self._start()
+        self._process.wait_until_ready()
 
     def _start(self) -> ServerProcess:
         libraries = jars("cassandra")
@@ -189,6 +190,7 @@ class Cassandra:
         lines = configuration.read_text(encoding="utf-8").replace(_FULL, "")
         configuration.write_text(lines + (_FULL if full else ""), encoding="utf-8")
         self._process = self._start()
+        self._process.wait_until_ready()
 
     def stop(self) -> None:
         """Ends it."""

@@ -77,6 +77,7 @@ class GremlinServer:
         (folder / "init.groovy").write_text(_SOURCE, encoding="utf-8")
         (folder / "server.yaml").write_text(_SERVER.format(port=self.port, folder=folder), encoding="utf-8")
         self._process = self._start()
+        self._process.wait_until_ready()
 
     def _start(self) -> ServerProcess:
         command = java(

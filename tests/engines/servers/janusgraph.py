@@ -115,14 +115,14 @@ class JanusGraph:
         (folder / "init.groovy").write_text(_SOURCE, encoding="utf-8")
         server = _SERVER.format(port=self.port, folder=folder, frame=frame)
         (folder / "server.yaml").write_text(server, encoding="utf-8")
-        self._process = self._start()
+        self._start()
 
     @property
     def url(self) -> str:
         """As in the settings."""
         return f"gremlin+ws://127.0.0.1:{self.port}/g"
 
-    def _start(self) -> ServerProcess:
+    def _start(self) -> None:
         command = java(
             jars("janusgraph"),
             "org.janusgraph.graphdb.server.JanusGraphServer",
@@ -141,12 +141,14 @@ class JanusGraph:
         for attempt in range(_ATTEMPTS):
             before = log.stat().st_size if log.exists() else 0
             try:
-                return ServerProcess(command, self._folder, ready)
+                self._process = ServerProcess(command, self._folder, ready)
+                self._process.wait_until_ready()
             except RuntimeError:
                 # One of several nodes of Cassandra may not know yet of a table that another has just made.
                 if len(self.cassandra) < 2 or attempt + 1 == _ATTEMPTS:
                     raise
-        raise AssertionError
+            else:
+                return
 
     def kill(self) -> None:
         """Ends it as a crash would."""
@@ -154,7 +156,7 @@ class JanusGraph:
 
     def restart(self) -> None:
         """Starts it again on what it has stored."""
-        self._process = self._start()
+        self._start()
 
     def stop(self) -> None:
         """Ends it."""

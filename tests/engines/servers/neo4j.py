@@ -87,6 +87,7 @@ class Neo4jServer:
             return log.exists() and "Started." in log.read_text(encoding="utf-8") and accepts(self.port)
 
         self._process = ServerProcess(command, self.folder, ready)
+        self._process.wait_until_ready()
 
     def kill(self) -> None:
         """Ends it as a crash would."""

@@ -60,6 +60,7 @@ class OpenSearchNode:
             ),
         ]
         self._process = ServerProcess(command, folder, self._serves, seconds=seconds)
+        self._process.wait_until_ready()
 
     @property
     def url(self) -> str:

@@ -24,7 +24,7 @@ def accepts(port: int, address: str = "127.0.0.1") -> bool:
 
 
 class ServerProcess:
-    """A server from its start until it is stopped.
+    """A server from its start until it is stopped. Who starts it owns it, before it waits until it serves.
 
     Args:
         command: Program and arguments.
@@ -43,6 +43,9 @@ class ServerProcess:
         seconds: float = 180.0,
         environment: Mapping[str, str] | None = None,
     ) -> None:
+        self._command = command
+        self._ready = ready
+        self._seconds = seconds
         self._log = folder / "server.log"
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -54,15 +57,22 @@ class ServerProcess:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        end = time.monotonic() + seconds
+
+    def wait_until_ready(self) -> None:
+        """Returns when it serves; where it does not, it is ended. A thread that waits is set free by `stop` and `kill`.
+
+        Raises:
+            RuntimeError: It has ended, or its time is over.
+        """
+        end = time.monotonic() + self._seconds
         try:
-            while not ready():
+            while not self._ready():
                 if self._process.poll() is not None or time.monotonic() > end:
                     tail = self._log.read_text(encoding="utf-8", errors="replace")[-4000:]
-                    raise RuntimeError(f"{command[0]} in {folder} does not serve:\n{tail}")
+                    raise RuntimeError(f"{self._command[0]} in {self._log.parent} does not serve:\n{tail}")
                 time.sleep(0.1)  # the server says nowhere that it is ready
         except BaseException:
-            # Also where a test's time is over: nobody else knows of it yet.
+            # Also where a test's time is over.
             self.kill()
             raise
 

@@ -91,7 +91,7 @@ def _model(name: str, program: str, *arguments: str) -> Path:
 
 
 class VllmServer:
-    """A vLLM that serves the tiny model under the name `tiny`.
+    """A vLLM that serves the tiny model under the name `tiny`, from when `wait_until_ready` has returned until `stop`.
 
     Args:
         kind: `grpc` or `http`.
@@ -144,11 +144,15 @@ class VllmServer:
             # On the processor, `uni` is taken for `mp` otherwise.
             "VLLM_ENABLE_V1_MULTIPROCESSING": str(int(executor != "uni")),
         }
-        try:
-            self._process = self._started()
-        except BaseException:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            raise
+        self._process = self._started()
+
+    def wait_until_ready(self) -> None:
+        """Returns when it serves. `stop` and `kill` set free who waits.
+
+        Raises:
+            RuntimeError: It does not, and has been ended.
+        """
+        self._process.wait_until_ready()
 
     def running(self) -> int:
         """Requests that are in the engine, waiting ones included."""
@@ -180,6 +184,7 @@ class VllmServer:
     def restart(self) -> None:
         """Starts it again at its address, after it was killed."""
         self._process = self._started()
+        self._process.wait_until_ready()
 
     def stop(self) -> None:
         """Ends it."""
@@ -208,6 +213,7 @@ def vllm_server(kind: str) -> VllmServer:
     """The server that all tests of a session share; they must leave it as it was."""
     server = VllmServer(kind)
     atexit.register(server.stop)
+    server.wait_until_ready()
     return server
 
 
