@@ -14,11 +14,6 @@ _SECONDS = 600.0
 """Time that one round may take."""
 _SWEEP_SECONDS = 60.0
 """Time that one removal may take."""
-_REST = 60.0
-"""Time between two looks for what can be removed."""
-_BETWEEN = 0.1
-"""Time between two removals, so that writes come first."""
-_FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 15.0
 
 
@@ -36,11 +31,25 @@ class Upkeep:
     Args:
         indexes: By the names that logs give them.
         sweep: Of a store that does not remove by itself what has ended; its writes may do so besides.
+        first_pause: Seconds until what has failed is tried again; the next ones are longer.
+        between: Seconds between two removals, so that writes come first.
+        rest: Seconds between two looks for what can be removed.
     """
 
-    def __init__(self, indexes: Mapping[str, DerivedIndex], sweep: Sweep | None = None) -> None:
+    def __init__(
+        self,
+        indexes: Mapping[str, DerivedIndex],
+        sweep: Sweep | None = None,
+        *,
+        first_pause: float = 0.5,
+        between: float = 0.1,
+        rest: float = 60.0,
+    ) -> None:
         self._indexes = indexes
         self._sweep = sweep
+        self._first_pause = first_pause
+        self._between = between
+        self._rest = rest
         self._sweeping: asyncio.Task[None] | None = None
         self._tasks: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._wanted: set[tuple[str, str]] = set()
@@ -67,7 +76,7 @@ class Upkeep:
 
     async def _keep_up(self, name: str, collection: str) -> None:
         key = (name, collection)
-        pause = _FIRST_PAUSE
+        pause = self._first_pause
         while key in self._wanted:
             self._wanted.discard(key)
             try:
@@ -84,15 +93,15 @@ class Upkeep:
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
             else:
-                pause = _FIRST_PAUSE
+                pause = self._first_pause
 
     async def _keep_sweeping(self, sweep: Sweep) -> None:
         """Also where nobody writes: what has ended goes, within some minutes."""
         while True:
-            pause = _REST
+            pause = self._rest
             try:
                 if await sweep(deadline=Deadline.after(_SWEEP_SECONDS)):
-                    pause = _BETWEEN
+                    pause = self._between
             except LoremeshError as error:
                 _log.warning("what has ended in the graph store is not removed yet, and is tried again: %s", error)
             await asyncio.sleep(pause)

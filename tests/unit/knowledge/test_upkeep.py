@@ -7,7 +7,6 @@ import pytest
 from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.errors import BackendUnavailable, CollectionNotFound
 from loremesh_agents.domain.revision import CollectionRevision
-from loremesh_agents.knowledge import upkeep
 from loremesh_agents.knowledge.upkeep import Upkeep
 
 
@@ -75,12 +74,9 @@ async def test_writes_while_it_runs_make_it_run_once_more() -> None:
     await keeping.close()
 
 
-async def test_what_fails_is_tried_again_without_a_write(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(upkeep, "_FIRST_PAUSE", 0.01)
+async def test_what_fails_is_tried_again_without_a_write(caplog: pytest.LogCaptureFixture) -> None:
     index = Index(BackendUnavailable("opensearch"), BackendUnavailable("opensearch"))
-    keeping = Upkeep({"text": index})
+    keeping = Upkeep({"text": index}, first_pause=0.01)
     keeping.written("docs")
     assert [await next_asked(index) for _ in range(3)] == ["docs"] * 3
     assert "the text index of docs is not up to date" in caplog.text
@@ -99,10 +95,8 @@ async def test_a_collection_that_is_gone_is_left_alone() -> None:
 
 
 async def test_a_store_at_rest_is_swept_until_nothing_is_left_and_looked_at_again(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(upkeep, "_BETWEEN", 0.0)
-    monkeypatch.setattr(upkeep, "_REST", 0.01)
     outcomes: list[bool | Exception] = [True, True, False, BackendUnavailable("neo4j"), True, False]
     asked: asyncio.Queue[int] = asyncio.Queue()
 
@@ -113,7 +107,7 @@ async def test_a_store_at_rest_is_swept_until_nothing_is_left_and_looked_at_agai
             raise outcome
         return outcome
 
-    keeping = Upkeep({}, sweep)
+    keeping = Upkeep({}, sweep, between=0.0, rest=0.01)
     keeping.start()
     async with asyncio.timeout(5):
         assert [await asked.get() for _ in range(7)] == [6, 5, 4, 3, 2, 1, 0]

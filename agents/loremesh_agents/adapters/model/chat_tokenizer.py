@@ -34,8 +34,12 @@ class TokenizerRefused(Exception):
     """The files are no tokenizer with a chat template."""
 
 
-def read_archive(data: bytes) -> dict[str, bytes]:
+def read_archive(data: bytes, *, most_file_bytes: int = _MOST_FILE_BYTES) -> dict[str, bytes]:
     """The files of a tokenizer from the ZIP archive that engines send.
+
+    Args:
+        data: The archive.
+        most_file_bytes: Size of a file in it at the most.
 
     Raises:
         TokenizerRefused: It is no archive, leads out of itself, or is too large.
@@ -54,9 +58,9 @@ def read_archive(data: bytes) -> dict[str, bytes]:
                     continue
                 with archive.open(member) as file:
                     # What the archive says about its sizes may be a lie: so many bytes and no more.
-                    content = file.read(_MOST_FILE_BYTES + 1)
-                if len(content) > _MOST_FILE_BYTES:
-                    raise TokenizerRefused(f"{path} has more than {_MOST_FILE_BYTES} bytes")
+                    content = file.read(most_file_bytes + 1)
+                if len(content) > most_file_bytes:
+                    raise TokenizerRefused(f"{path} has more than {most_file_bytes} bytes")
                 files[str(path)] = content
     except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, RuntimeError, EOFError, OSError) as error:
         raise TokenizerRefused(f"the archive cannot be read: {error}") from None

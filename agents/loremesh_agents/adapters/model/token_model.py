@@ -42,11 +42,7 @@ from loremesh_agents.ports.language_model import (
 
 _log = logging.getLogger(__name__)
 
-_FRESH = 2.0
-"""Seconds for which what the engine says of itself is believed; a call that fails ends them."""
 _MOST_ASKING = 2.0
-_KEPT_FRESH = 60.0
-"""Seconds after the last request for which the engine goes on being asked, so that the next request need not."""
 _THREADS = 2
 _AT_ONCE = 2048
 """Characters of a conversation up to which it becomes a prompt in the event loop, in a fraction of a millisecond: a thread would wait longer for the interpreter."""
@@ -158,11 +154,17 @@ class TokenModel:
     Args:
         engine: The engine.
         tokenizer: Folder of the model's tokenizer; None to take it from the engine.
+        fresh: Seconds for which what the engine says of itself is believed; a call that fails ends them.
+        kept_fresh: Seconds after the last request for which the engine goes on being asked, so that the next request need not.
     """
 
-    def __init__(self, engine: TokenEngine, *, tokenizer: Path | None = None) -> None:
+    def __init__(
+        self, engine: TokenEngine, *, tokenizer: Path | None = None, fresh: float = 2.0, kept_fresh: float = 60.0
+    ) -> None:
         self._engine = engine
         self._folder = tokenizer
+        self._fresh = fresh
+        self._kept_fresh = kept_fresh
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="tokenizer")
         self._asking = asyncio.Lock()
         self._served: _Served | None = None
@@ -254,13 +256,13 @@ class TokenModel:
 
     async def _refresh(self, deadline: Deadline) -> _Served:
         served = self._served = await self._ask(deadline)
-        self._believed_until = time.monotonic() + _FRESH
+        self._believed_until = time.monotonic() + self._fresh
         return served
 
     async def _keep_fresh(self) -> None:
         """Asks before what is known is too old, as long as there are requests: none of them waits for it then."""
-        while time.monotonic() - self._last_used < _KEPT_FRESH:
-            await asyncio.sleep(_FRESH / 2)
+        while time.monotonic() - self._last_used < self._kept_fresh:
+            await asyncio.sleep(self._fresh / 2)
             try:
                 async with self._asking:
                     await self._refresh(Deadline.after(_MOST_ASKING))

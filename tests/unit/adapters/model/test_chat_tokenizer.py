@@ -7,7 +7,6 @@ import zipfile
 import pytest
 from tokenizers import AddedToken, Tokenizer
 
-from loremesh_agents.adapters.model import chat_tokenizer
 from loremesh_agents.adapters.model.chat_template import ChatTemplate, TemplateRefused
 from loremesh_agents.adapters.model.chat_tokenizer import ChatTokenizer, TokenizerRefused, read_archive
 from loremesh_agents.domain.conversation import Message, Role
@@ -109,13 +108,12 @@ def test_an_archive_that_is_damaged_is_refused(data: bytes) -> None:
         read_archive(data)
 
 
-def test_an_archive_that_unpacks_to_more_than_it_may_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat_tokenizer, "_MOST_FILE_BYTES", 1000)
+def test_an_archive_that_unpacks_to_more_than_it_may_is_refused() -> None:
     data = io.BytesIO()
     with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED) as written:
         written.writestr("tokenizer.json", b" " * 100_000)
     with pytest.raises(TokenizerRefused, match="more than 1000 bytes"):
-        read_archive(data.getvalue())
+        read_archive(data.getvalue(), most_file_bytes=1000)
 
 
 def test_an_archive_of_many_files_is_refused() -> None:

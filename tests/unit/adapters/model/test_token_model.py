@@ -10,7 +10,6 @@ import grpc
 import pytest
 from smg_grpc_proto import vllm_engine_pb2
 
-from loremesh_agents.adapters.model import token_model
 from loremesh_agents.adapters.model.token_model import TokenModel
 from loremesh_agents.adapters.model.trtllm_grpc import TrtllmGrpcEngine
 from loremesh_agents.adapters.model.vllm_grpc import VllmGrpcEngine
@@ -46,10 +45,10 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @asynccontextmanager
 async def opened(
-    kind: str, behaviour: Behaviour, *, idle_timeout: float = 10, tokenizer: Path | None = None
+    kind: str, behaviour: Behaviour, *, idle_timeout: float = 10, tokenizer: Path | None = None, **times: float
 ) -> AsyncIterator[TokenModel]:
     async with serving(kind, behaviour) as target:
-        model = TokenModel(ENGINES[kind](target, idle_timeout=idle_timeout), tokenizer=tokenizer)
+        model = TokenModel(ENGINES[kind](target, idle_timeout=idle_timeout), tokenizer=tokenizer, **times)
         try:
             yield model
         finally:
@@ -396,12 +395,9 @@ async def test_the_engine_is_asked_once_for_many_requests(kind: str) -> None:
     assert behaviour.described < 5
 
 
-async def test_an_engine_in_use_is_asked_again_before_a_request_must_wait_for_it(
-    kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(token_model, "_FRESH", 0.02)
+async def test_an_engine_in_use_is_asked_again_before_a_request_must_wait_for_it(kind: str) -> None:
     behaviour = Behaviour()
-    async with opened(kind, behaviour) as model:
+    async with opened(kind, behaviour, fresh=0.02) as model:
         await written(model)
         await until(lambda: behaviour.described >= 4)
         behaviour.name = "another"
@@ -410,11 +406,9 @@ async def test_an_engine_in_use_is_asked_again_before_a_request_must_wait_for_it
         assert [served.name for served in await model.models(deadline=soon())] == ["another"]
 
 
-async def test_an_engine_that_nobody_uses_is_left_alone(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(token_model, "_FRESH", 0.02)
-    monkeypatch.setattr(token_model, "_KEPT_FRESH", 0.5)
+async def test_an_engine_that_nobody_uses_is_left_alone(kind: str) -> None:
     behaviour = Behaviour()
-    async with opened(kind, behaviour) as model:
+    async with opened(kind, behaviour, fresh=0.02, kept_fresh=0.5) as model:
         await written(model)
         await until(lambda: not any("serves" in task.get_name() for task in asyncio.all_tasks()))
         described = behaviour.described
