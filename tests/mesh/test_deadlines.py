@@ -2,7 +2,7 @@
 
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -13,13 +13,17 @@ from loremesh.v1 import answer_pb2
 from loremesh.v1 import coordinator_service_pb2 as pb
 
 from loremesh_agents.bootstrap.serve import ALL, Mesh, running
-from tests.mesh.conftest import Client, settings_for
+from loremesh_agents.coordinator.settings import CoordinatorSettings
+from tests.mesh.conftest import DOCUMENTS, Client, settings_for
 from tests.mesh.gates import ANSWER, QUESTION, Asking, Gates, install
 from tests.mesh.test_ask import reason_of
 from tests.unit.runtime.support import until
 
-RESERVE = 0.05
-"""What the coordinator keeps back for the way to its caller, in seconds; of a short budget it is a tenth."""
+RESERVE = 1.0
+"""What the coordinator is told to keep back for the way to its caller, in seconds, so that a slow machine is not late either; of a short budget it is a tenth."""
+SHORT = 4.0
+"""Seconds of a budget that is spent by waiting."""
+COORDINATOR = CoordinatorSettings(reserve=RESERVE)
 HOP = 0.01
 """What each call to a peer keeps back."""
 
@@ -29,7 +33,14 @@ def gates(monkeypatch: pytest.MonkeyPatch) -> Gates:
     return install(monkeypatch)[0]
 
 
-@pytest.mark.parametrize("seconds", [0.4, 1.001, 10, 150.5])
+@pytest.fixture
+async def client(start: Callable[..., object]) -> Client:
+    found: Client = await start(coordinator=COORDINATOR)
+    await found.ingest(DOCUMENTS)
+    return found
+
+
+@pytest.mark.parametrize("seconds", [5.5, 10.001, 20, 150.5])
 async def test_each_hop_has_less_time_than_its_caller(client: Client, gates: Gates, seconds: float) -> None:
     asking = Asking(client.mesh.targets["coordinator"], timeout=seconds)
     latest = time.monotonic() + seconds
@@ -41,7 +52,7 @@ async def test_each_hop_has_less_time_than_its_caller(client: Client, gates: Gat
     assert gates["search"].deadline.at <= latest - seconds / 2 + reserve - HOP
     assert gates["count"].deadline.at <= latest - seconds / 3
     # Nor is it given away: gRPC rounds by one per cent at the most, and three hops take their time.
-    assert gates["first token"].deadline.at >= latest - reserve - HOP - max(0.03 * seconds, 0.2)
+    assert gates["first token"].deadline.at >= latest - reserve - HOP - max(0.03 * seconds, 1)
     (plan,) = [event.plan for event in events if event.HasField("plan")]
     budgets = [step.budget.seconds + step.budget.nanos / 1e9 for step in plan.steps]
     assert sum(budgets) <= seconds - reserve
@@ -63,9 +74,9 @@ async def test_what_does_not_fit_is_left_out_and_the_answer_is_not_late(
 ) -> None:
     gates[phase].close()
     began = time.monotonic()
-    asking = Asking(client.mesh.targets["coordinator"], timeout=1)
+    asking = Asking(client.mesh.targets["coordinator"], timeout=SHORT)
     completion = (await asking.ended())[-1].completion
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < SHORT
     assert completion.finish_reason == finish
     assert {entry.stage for entry in completion.degradations} - {"vectors"} == stages
     assert asking.text == {"models": "", "first token": "", "second token": "One"}.get(phase, ANSWER)
@@ -75,7 +86,7 @@ async def test_a_turn_that_does_not_fit_its_budget_ends_and_the_chat_goes_on(cli
     gates["second token"].close()
     call = client.coordinator.Chat()
     turn = pb.Turn(turn_id="1", ask=pb.AskRequest(question=QUESTION))
-    turn.budget.FromMilliseconds(600)
+    turn.budget.FromSeconds(round(SHORT))
     began = time.monotonic()
     await call.write(pb.ChatRequest(turn=turn))
     responses = aiter(call)
@@ -86,8 +97,8 @@ async def test_a_turn_that_does_not_fit_its_budget_ends_and_the_chat_goes_on(cli
         ends.append((response.turn_id, response.event.completion.finish_reason))
         if response.turn_id == "2":
             break
-        assert time.monotonic() - began < 0.6
-        assert gates["second token"].deadline.at < began + 0.6
+        assert time.monotonic() - began < SHORT
+        assert gates["second token"].deadline.at < began + SHORT
         gates["second token"].open()
         await call.write(pb.ChatRequest(turn=pb.Turn(turn_id="2", ask=pb.AskRequest(question=QUESTION))))
     assert ends == [("1", answer_pb2.FINISH_REASON_BUDGET), ("2", answer_pb2.FINISH_REASON_STOP)]
@@ -100,7 +111,9 @@ async def mesh_without(peer: str, port: socket.socket, folder: Path) -> AsyncIte
     """All agents but one, which the others look for at a port that is not its own."""
     others = [agent for agent in ALL if agent != peer]
     host, number = port.getsockname()
-    async with running(others, settings_for(folder, addresses={peer: f"{host}:{number}"})) as mesh:
+    async with running(
+        others, settings_for(folder, addresses={peer: f"{host}:{number}"}, coordinator=COORDINATOR)
+    ) as mesh:
         yield mesh
 
 
@@ -132,9 +145,9 @@ async def test_a_peer_that_says_nothing_makes_no_answer_late(tmp_path: Path, pee
     with socket.create_server(("127.0.0.1", 0)) as port:
         async with mesh_without(peer, port, tmp_path) as mesh:
             began = time.monotonic()
-            asking = Asking(mesh.targets["coordinator"], timeout=1)
+            asking = Asking(mesh.targets["coordinator"], timeout=SHORT)
             completion = (await asking.ended())[-1].completion
-            assert time.monotonic() - began < 1
+            assert time.monotonic() - began < SHORT
             assert completion.finish_reason == finish
             assert {entry.stage for entry in completion.degradations} - {"vectors"} == stages
             await until(lambda: not any(server.in_flight for server in mesh.servers))

@@ -262,8 +262,10 @@ async def there_is_less_time_than_any_answer_takes(scene: Scene) -> Refusal:
 
 
 async def nothing_happens_on_a_stream(scene: Scene) -> Refusal:
-    async with served(scene.folder, server=ServerSettings(idle_timeout=0.1)) as client:
+    async with served(scene.folder) as client:
         await client.ingest({"a": ("A", "A text.")})
+    # The ingestion may be slower than that.
+    async with served(scene.folder, server=ServerSettings(idle_timeout=0.1)) as client:
         return await refused(answers(client.knowledge.WatchRevisions, WATCH))
 
 
