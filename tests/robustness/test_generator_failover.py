@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import grpc
+import pytest
 from loremesh.v1 import coordinator_service_pb2 as pb
 from loremesh.v1 import coordinator_service_pb2_grpc
 
@@ -39,6 +40,7 @@ async def answer(target: str, after: int, victim: asyncio.subprocess.Process) ->
         return text, resumptions
 
 
+@pytest.mark.timeout(240)  # 24 programs start, of a second of a processor each
 async def test_no_token_is_lost_or_repeated(tmp_path: Path) -> None:
     chosen = random.Random(4)
     lane = asyncio.Semaphore(AT_ONCE)

@@ -10,8 +10,8 @@ import sys
 from itertools import pairwise
 
 import torch
-from tiny_model import tokenizer
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+from tiny_model import configuration, save, tokenizer
+from transformers import LlamaForCausalLM
 
 HIDDEN = 128
 
@@ -35,21 +35,7 @@ def main():
     parts = pieces(text)
     tok.add_tokens(parts)
     chain = [tok.convert_tokens_to_ids(token) for token in ("<|assistant|>", *parts, tok.eos_token)]
-    cfg = LlamaConfig(
-        vocab_size=len(tok),
-        hidden_size=HIDDEN,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
-        max_position_embeddings=32768,
-        bos_token_id=tok.bos_token_id,
-        eos_token_id=tok.eos_token_id,
-        pad_token_id=tok.pad_token_id,
-        tie_word_embeddings=False,
-    )
-    model = LlamaForCausalLM(cfg)
+    model = LlamaForCausalLM(configuration(tok, HIDDEN))
     with torch.no_grad():
         for layer in model.model.layers:
             layer.self_attn.o_proj.weight.zero_()
@@ -59,11 +45,7 @@ def main():
         for dimension, (token, following) in enumerate(pairwise(chain)):
             model.model.embed_tokens.weight[token, dimension] = 1
             model.lm_head.weight[following, dimension] = 10
-    model.generation_config = GenerationConfig(
-        bos_token_id=tok.bos_token_id, eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id
-    )
-    model.save_pretrained(out)
-    tok.save_pretrained(out)
+    save(model, tok, out)
 
 
 if __name__ == "__main__":

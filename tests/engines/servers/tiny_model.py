@@ -52,6 +52,39 @@ def tokenizer():
     )
 
 
+def configuration(tok, hidden_size, **others):
+    """Of a Llama of two layers whose heads vLLM's attention on the processor takes."""
+    return LlamaConfig(
+        vocab_size=len(tok),
+        hidden_size=hidden_size,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=32768,
+        tie_word_embeddings=False,
+        **ends(tok),
+        **others,
+    )
+
+
+def ends(tok):
+    """The tokens where a text begins and ends."""
+    return {
+        "bos_token_id": tok.bos_token_id,
+        "eos_token_id": tok.eos_token_id,
+        "pad_token_id": tok.pad_token_id,
+    }
+
+
+def save(model, tok, out):
+    """Writes both, without defaults for sampling: what a request leaves out is then the engine's own default."""
+    model.generation_config = GenerationConfig(**ends(tok))
+    model.save_pretrained(out)
+    tok.save_pretrained(out)
+
+
 def main():
     ap = argparse.ArgumentParser(description=__doc__)
     ap.add_argument("out")
@@ -59,28 +92,8 @@ def main():
     a = ap.parse_args()
     tok = tokenizer()
     torch.manual_seed(a.seed)
-    cfg = LlamaConfig(
-        vocab_size=2048,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
-        max_position_embeddings=32768,
-        bos_token_id=tok.bos_token_id,
-        eos_token_id=tok.eos_token_id,
-        pad_token_id=tok.pad_token_id,
-        initializer_range=0.2,
-        tie_word_embeddings=False,
-    )
-    model = LlamaForCausalLM(cfg).to(torch.bfloat16)
-    # no sampling defaults: what a request leaves out is then the engine's own default
-    model.generation_config = GenerationConfig(
-        bos_token_id=tok.bos_token_id, eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id
-    )
-    model.save_pretrained(a.out)
-    tok.save_pretrained(a.out)
+    model = LlamaForCausalLM(configuration(tok, 64, initializer_range=0.2)).to(torch.bfloat16)
+    save(model, tok, a.out)
     print(a.out, sum(p.numel() for p in model.parameters()), "parameters")
 
 

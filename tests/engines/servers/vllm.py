@@ -26,6 +26,7 @@ from tests.engines.servers.process import ServerProcess, free_port
 _FOLDER = CACHE / "vllm"
 _HERE = Path(__file__).parent
 _REQUIREMENTS = _HERE / "vllm-requirements.txt"
+_MODELS = ("tiny_model.py", "saying_model.py")
 _UV = "uv==0.13.8"
 _LONGEST_START = 500.0
 """Seconds; 20 to 30 of one processor are what it takes, and a busy machine has little of that."""
@@ -79,14 +80,15 @@ def saying_model(text: str) -> Path:
 
 
 def _model(name: str, program: str, *arguments: str) -> Path:
-    """The folder that a program of this folder writes, made anew where the program is another one."""
-    source = _HERE / program
+    """The folder that a program of this folder writes, made anew where the programs of models are others."""
+    # One of them takes from the other.
+    sources = b"".join((_HERE / source).read_bytes() for source in _MODELS)
     folder = _FOLDER / name
     complete = folder / ".complete"
-    if not complete.exists() or complete.read_bytes() != source.read_bytes():
+    if not complete.exists() or complete.read_bytes() != sources:
         shutil.rmtree(folder, ignore_errors=True)
-        _run(str(installation() / "bin" / "python"), str(source), str(folder), *arguments)
-        complete.write_bytes(source.read_bytes())
+        _run(str(installation() / "bin" / "python"), str(_HERE / program), str(folder), *arguments)
+        complete.write_bytes(sources)
     return folder
 
 
