@@ -84,10 +84,10 @@ class Answer:
         self._start = GenerationStart("", "")
         self._tokens = 0
         self._ends_in_text = False
-        self._due: list[Event] = [plan]
 
     async def events(self) -> AsyncGenerator[Event]:
         """All events; the last one is the completion. Closing it cancels every call."""
+        yield self._plan
         asked = self._question.retrieval.question
         messages: tuple[Message, ...] | None = (*self._question.history, Message(Role.USER, asked))
         if self._plan.route is not Route.DIRECT:
@@ -101,7 +101,7 @@ class Answer:
                 self._table.add(gathering.prompt.sources)
         if messages is not None:
             if self._table.sources:
-                self._due.append(Sources(self._table.sources))
+                yield Sources(self._table.sources)
             async with aclosing(self._write(messages)) as written:
                 async for event in written:
                     yield event
@@ -130,7 +130,7 @@ class Answer:
         )
         share = self._deadline.fraction(settings.retrieval_share)
         async with aclosing(
-            gathering.events(request, start, retrieval_deadline=share, deadline=self._deadline, due=self._told())
+            gathering.events(request, start, retrieval_deadline=share, deadline=self._deadline)
         ) as events:
             async for event in events:
                 if not isinstance(event, Degradation) or self._is_news(event):
@@ -192,7 +192,7 @@ class Answer:
                 detail = f"The model may call tools {rounds} time{'s' if rounds > 1 else ''}: it answers without now."
                 yield self._degrade("coordinator", "tools", detail, DegradationReason.LIMIT)
             if len(self._table.sources) > sources:
-                self._due.append(Sources(self._table.sources))
+                yield Sources(self._table.sources)
 
     async def _run(
         self, runner: ToolRunner, calls: Sequence[WrittenCall], one_too_many: WrittenCall | None
@@ -229,8 +229,6 @@ class Answer:
         together = settings.tokens_together
         with self._pace.stream():
             async with ReadAhead(generation, settings.heartbeat_interval) as arriving:
-                for event in self._told():
-                    yield event
                 # The first token waits for no other.
                 while (
                     items := await arriving.take(self._pace.pause if self._tokens and together > 1 else 0.0)
@@ -249,11 +247,6 @@ class Answer:
                             written.calls.add(item)
                         else:
                             self._start = item
-
-    def _told(self) -> list[Event]:
-        """What is due; to be given out when the next call has begun, so that the peer works while it travels."""
-        due, self._due = self._due, []
-        return due
 
     def _say(self, written: "_Round", delta: TokenDelta) -> list[TokenDelta | Citation]:
         """The delta at its place in the answer, and the citations that are complete with it."""

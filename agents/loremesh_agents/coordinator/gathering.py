@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 from loremesh_agents.coordinator.citation_table import CitationTable
-from loremesh_agents.coordinator.events import Event, Heartbeat
+from loremesh_agents.coordinator.events import Heartbeat
 from loremesh_agents.coordinator.stopwatch import Stopwatch
 from loremesh_agents.domain.answer import Completion, Degradation, DegradationReason
 from loremesh_agents.domain.deadline import Deadline
@@ -57,8 +57,7 @@ class Gathering:
         *,
         retrieval_deadline: Deadline,
         deadline: Deadline,
-        due: Sequence[Event] = (),
-    ) -> AsyncGenerator[Event]:
+    ) -> AsyncGenerator[Evidence | Degradation | Heartbeat]:
         """Evidence as it is found, where it is new to the answer, and what was left out. Closing it cancels both calls.
 
         Args:
@@ -66,7 +65,6 @@ class Gathering:
             start: What the sources are for.
             retrieval_deadline: When the retrieval must have ended; what has come by then counts.
             deadline: When the sources must be there.
-            due: Given out first, when both calls have begun: the peers work while it travels.
 
         Raises:
             LoremeshError: What a peer raised.
@@ -78,8 +76,6 @@ class Gathering:
             retrieval = self._retriever.retrieve(request, deadline=retrieval_deadline)
             try:
                 async with ReadAhead(retrieval, self._heartbeat) as arriving:
-                    for event in due:
-                        yield event
                     while (items := await arriving.take()) is not None:
                         if not items:
                             yield Heartbeat()

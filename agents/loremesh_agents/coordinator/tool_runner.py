@@ -5,14 +5,15 @@ from contextlib import aclosing
 from dataclasses import replace
 
 from loremesh_agents.coordinator.citation_table import MOST_SOURCES, CitationTable
-from loremesh_agents.coordinator.events import Event, ToolResult
+from loremesh_agents.coordinator.events import Heartbeat, ToolResult
 from loremesh_agents.coordinator.gathering import Gathering
 from loremesh_agents.coordinator.tool_calls import RetrieveArguments, ToolCallRefused, WrittenCall
 from loremesh_agents.domain import quotation
 from loremesh_agents.domain.answer import Completion, Degradation, DegradationReason, Source
-from loremesh_agents.domain.conversation import NO_CONTEXT
+from loremesh_agents.domain.conversation import NO_CONTEXT, ToolCall
 from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.errors import InternalError, LoremeshError, TimedOut, Unavailable
+from loremesh_agents.domain.evidence import Evidence
 from loremesh_agents.domain.retrieval import RetrievalRequest
 from loremesh_agents.ports.peers import SynthesisStart
 
@@ -58,7 +59,9 @@ class ToolRunner:
         self._deadline = deadline
         self.retrievals: list[Completion] = []
 
-    async def run(self, written: WrittenCall, *, refusal: str = "") -> AsyncGenerator[Event]:
+    async def run(
+        self, written: WrittenCall, *, refusal: str = ""
+    ) -> AsyncGenerator[ToolCall | Evidence | Degradation | Heartbeat | ToolResult]:
         """The call, the evidence that is new, and the result. Closing it cancels what the tool does.
 
         Args:
@@ -105,7 +108,9 @@ class ToolRunner:
             yield Degradation("coordinator", "tools", DegradationReason.LIMIT, detail)
         yield ToolResult(call.tool_call_id, call.name, _text(added, list(again)), ids)
 
-    def _search(self, gathering: Gathering, arguments: RetrieveArguments) -> AsyncGenerator[Event]:
+    def _search(
+        self, gathering: Gathering, arguments: RetrieveArguments
+    ) -> AsyncGenerator[Evidence | Degradation | Heartbeat]:
         # Whom the question is asked for goes along with every call of a peer, so the tool sees no more than the question did.
         request = replace(
             self._request,

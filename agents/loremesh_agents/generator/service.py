@@ -84,23 +84,20 @@ class GeneratorService:
         request = replace(request, default_max_tokens=self._settings.default_max_tokens)
         prompt = estimated_prompt_tokens(request)
         longest = min(request.options.max_tokens or self._settings.default_max_tokens, model.context_tokens)
-        async with (
-            self._admission.admitted(principal, prompt, longest, deadline=deadline) as admitted,
-            aclosing(self._written(request, model, began, admitted, deadline)) as events,
-        ):
-            async for event in events:
-                yield event
+        async with self._admission.admitted(principal, prompt, longest, deadline=deadline) as admitted:
+            yield GenerationStart(model.name, model.fingerprint)
+            async with aclosing(self._written(request, model, began, admitted, deadline)) as events:
+                async for event in events:
+                    yield event
 
     async def _written(
         self, request: GenerationRequest, model: Model, began: float, admitted: Generation, deadline: Deadline
-    ) -> AsyncGenerator[GenerationStart | TokenDelta | ToolCallPiece | Completion]:
-        """Who writes, and what the engine writes."""
+    ) -> AsyncGenerator[TokenDelta | ToolCallPiece | Completion]:
+        """What the engine writes."""
         timings: dict[str, float] = {}
         together = self._settings.tokens_together
         with self._pace.stream():
             async with ReadAhead(self._model.generate(request, deadline=deadline)) as written:
-                # The engine is being asked by now: it works while this travels.
-                yield GenerationStart(model.name, model.fingerprint)
                 # The first token waits for no other.
                 while (events := await written.take(self._pace.pause if timings and together > 1 else 0.0)) is not None:
                     for event in coalesced(events, together):

@@ -2,7 +2,6 @@
 
 import asyncio
 from contextlib import aclosing
-from dataclasses import replace
 
 import pytest
 
@@ -12,7 +11,7 @@ from loremesh_agents.coordinator.settings import CoordinatorSettings
 from loremesh_agents.domain.answer import Citation, Completion, Degradation, FinishReason, TokenDelta
 from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.evidence import Evidence
-from loremesh_agents.domain.plan import Plan, Route
+from loremesh_agents.domain.plan import Plan
 from loremesh_agents.domain.retrieval import RetrievalRequest
 from tests.unit.coordinator_peers import Peers
 
@@ -30,25 +29,6 @@ async def test_events_come_in_their_order() -> None:
     assert events[4] == Citation("E1", 1, 0, 13)
     assert isinstance(events[-1], Completion)
     assert list(events[-1].timings) == ["retrieve", "synthesize", "first_token", "generate", "total"]
-
-
-@pytest.mark.parametrize(
-    ("route", "told", "peer"),
-    [
-        (Route.RETRIEVAL, Plan, "retrieve"),
-        (Route.RETRIEVAL, Sources, "generate"),
-        (Route.DIRECT, Plan, "generate"),
-    ],
-)
-async def test_the_next_peer_is_asked_while_what_is_known_travels(route: Route, told: type, peer: str) -> None:
-    peers = Peers()
-    question = replace(QUESTION, route=route)
-    async with aclosing(service_of(peers).ask(question, deadline=Deadline.after(30))) as events:
-        while not isinstance(await anext(events), told):
-            assert not peers.gates[peer].reached.is_set()
-        # Nobody asks for the next event.
-        async with asyncio.timeout(5):
-            await peers.gates[peer].reached.wait()
 
 
 @pytest.mark.parametrize("phase", ["retrieve", "synthesize", "generate"])

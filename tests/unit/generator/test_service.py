@@ -122,17 +122,6 @@ async def test_tokens_that_are_ready_together_travel_together(together: int, siz
     assert "".join(delta.text for delta in deltas if isinstance(delta, TokenDelta)) == "0 1 2 3 4 5 6 7 8 9 "
 
 
-async def test_the_engine_is_asked_while_the_start_travels() -> None:
-    engine = Engine(TokenDelta("Yes.", 0), END)
-    events = service(engine).generate(ASKED, principal=ANONYMOUS, deadline=soon())
-    assert isinstance(await anext(events), GenerationStart)
-    await asyncio.sleep(0)
-    # Nobody has asked for what comes after the start.
-    assert engine.requests
-    await events.aclose()
-    assert engine.closed
-
-
 async def test_a_token_that_is_ready_does_not_wait_for_the_next() -> None:
     gate, began = asyncio.Event(), time.monotonic()
     events = service(Engine(*tokens(2), gate, *tokens(2, first=2), END)).generate(
