@@ -56,10 +56,12 @@ async def opened_neo4j(scheme: str = "bolt") -> AsyncIterator[Neo4jEngine]:
         await (await session.run(_EMPTY)).consume()
     engine = connected("neo4j", server.url(scheme))
     assert isinstance(engine, Neo4jEngine)
-    for version in range(1, VERSION + 1):
-        await engine.migrate(version, deadline=Deadline.after(60))
-    yield engine
-    await engine.close()
+    try:
+        for version in range(1, VERSION + 1):
+            await engine.migrate(version, deadline=Deadline.after(60))
+        yield engine
+    finally:
+        await engine.close()
 
 
 STORAGES: dict[str, Storage] = {

@@ -102,6 +102,24 @@ async def test_a_server_that_goes_away_is_said_at_once_and_found_again(
     assert await engine.create(Vertex(VertexLabel.CLAIM, "c1"), deadline=soon())
 
 
+async def test_nobody_notices_a_restart_between_two_requests(tmp_path: Path) -> None:
+    server = JanusGraph(tmp_path, "berkeleyje")
+    engine = JanusGraphEngine(janusgraph_endpoint("stores.graph", server.url, ""))
+    try:
+        await migrate(engine, deadline=soon())
+        for number in range(2):
+            # More than one connection is open, and rests, when it goes.
+            await asyncio.gather(*(engine.schema_version(deadline=soon()) for _ in range(8)))
+            server.kill()
+            server.restart()
+            if number:
+                assert await engine.create(Vertex(VertexLabel.CLAIM, "c1"), deadline=soon())
+            await asyncio.gather(*(require_current(engine, deadline=soon()) for _ in range(8)))
+    finally:
+        await engine.close()
+        server.stop()
+
+
 async def test_a_port_that_nobody_listens_on_is_a_backend_that_does_not_answer() -> None:
     engine = JanusGraphEngine(janusgraph_endpoint("stores.graph", f"gremlin+ws://127.0.0.1:{free_port()}/g", ""))
     with pytest.raises(BackendUnavailable, match="janusgraph"):

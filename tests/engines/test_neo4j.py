@@ -1,9 +1,11 @@
 """What is Neo4j's alone: its server, its plans, its indexes."""
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -154,6 +156,24 @@ async def test_a_server_that_was_killed_and_comes_back_is_used_again(engine: Neo
     assert await seen(engine, *range(200)) == written
     await put(engine, passage(100))
     assert await seen(engine, 100) == {100}
+
+
+@pytest.mark.parametrize(("scheme", "first"), [("bolt", "read"), ("bolt", "change"), ("neo4j", "creation")])
+async def test_nobody_notices_a_restart_between_two_requests(scheme: str, first: str) -> None:
+    server = neo4j.shared()
+    async with opened_neo4j(scheme) as engine:
+        await put(engine, passage(1))
+        # More than one connection is open, and rests, when it goes.
+        await asyncio.gather(*(seen(engine, 1) for _ in range(8)))
+        server.kill()
+        server.start()
+        if first == "read":
+            assert await seen(engine, 1) == {1}
+        elif first == "change":
+            await put(engine, passage(2))
+        else:
+            assert await engine.create(Vertex(VertexLabel.CLAIM, "c1"), deadline=soon())
+        assert await asyncio.gather(*(seen(engine, 1) for _ in range(8))) == [{1}] * 8
 
 
 async def test_a_server_that_stands_still_costs_no_more_than_the_deadline(engine: Neo4jEngine) -> None:
@@ -325,11 +345,39 @@ def _operators(plan: Mapping[str, Any]) -> Iterator[str]:
 async def test_no_query_scans_even_in_an_empty_store(engine: Neo4jEngine, administrator: AsyncDriver) -> None:
     for text, parameters in _texts():
         # Planned anew, as in a database that has just been made.
-        found = await administrator.execute_query(f"EXPLAIN {text}", dict(parameters))  # type: ignore[arg-type]
+        found = await administrator.execute_query(f"EXPLAIN {text}", {"given": dict(parameters)})  # type: ignore[arg-type]
         plan = found.summary.plan
         assert plan is not None
         operators = set(_operators(plan))
         assert not {name for name in operators if "Scan" in name}, f"{sorted(operators)}\n{text}"
+
+
+async def _planned(administrator: AsyncDriver) -> int:
+    """Plans that the server has made since this was last asked."""
+    found = await administrator.execute_query("CALL db.clearQueryCaches()")
+    (said,) = found.records[0].values()
+    return int(re.search(r"\d+", said)[0])  # type: ignore[index]
+
+
+async def test_a_query_is_planned_once_however_much_it_is_asked_for(
+    engine: Neo4jEngine, administrator: AsyncDriver
+) -> None:
+    async def ask(count: int) -> None:
+        refs, names = range(count), [f"e{number}" for number in range(count)]
+        access = replace(EVERYTHING, uids=tuple(f"u{number}" for number in range(count)))
+        await engine.passages(refs, access, fields=["body"], deadline=soon())
+        await engine.neighbourhood(refs, names, access, title_limit=5, mention_limit=5, deadline=soon())
+        await engine.records({VertexLabel.ENTITY: names, VertexLabel.CLAIM: names}, deadline=soon())
+        entities = [Vertex(VertexLabel.ENTITY, name) for name in names]
+        await engine.apply(Changes([*(passage(ref) for ref in refs), *entities]), unless="d" * count, deadline=soon())
+        await _words(engine, names, "u1", state=Newest())
+
+    await _planned(administrator)
+    await ask(1)
+    once = await _planned(administrator)
+    for count in (1, 2, 20, 200):
+        await ask(count)
+    assert await _planned(administrator) == once
 
 
 # The indexes.

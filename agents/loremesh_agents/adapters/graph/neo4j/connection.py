@@ -22,8 +22,10 @@ SCHEMES = ("bolt", "bolt+s", "bolt+ssc", "neo4j", "neo4j+s", "neo4j+ssc")
 
 _POOL = 64
 _CONNECT_SECONDS = 5.0
-_IDLE_SECONDS_BEFORE_A_CHECK = 30.0
+_IDLE_SECONDS_BEFORE_A_CHECK = 1.0
 _DEFAULT_PORT = 7687
+_GIVEN = "given"
+"""The map of all parameters of a statement (`statements`)."""
 
 _TIMED_OUT = frozenset(
     {
@@ -164,7 +166,7 @@ class Connection:
                     fetch_size=-1,
                 ) as session,
             ):
-                result = await session.run(query, dict(parameters))
+                result = await session.run(query, {_GIVEN: dict(parameters)})
                 return await result.values()
 
     async def close(self) -> None:

@@ -4,6 +4,9 @@ What many vertices have is returned as one row of columns: the driver takes 50 m
 
 Each node is found by an index: the hints say which, for a planner that still believes the store to be empty would scan it. Scopes of subqueries
 (`CALL (name)`) need Neo4j 5.23.
+
+Parameters are the entries of one map, `$given`: the server plans a statement anew, half a second for a large one, for each power of ten of the length of
+each parameter that is a list or a string, but not for what is in a map.
 """
 
 from collections.abc import Iterable
@@ -77,9 +80,9 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
 }
 """What takes the schema to each version."""
 
-AWAIT_INDEXES = "CALL db.awaitIndexes($seconds)"
-SCHEMA_VERSION = f"MATCH (s:{SCHEMA_LABEL} {{{ID.name}: $schema}}) RETURN s.version"
-SET_SCHEMA_VERSION = f"MERGE (s:{SCHEMA_LABEL} {{{ID.name}: $schema}}) SET s.version = $version"
+AWAIT_INDEXES = "CALL db.awaitIndexes($given.seconds)"
+SCHEMA_VERSION = f"MATCH (s:{SCHEMA_LABEL} {{{ID.name}: $given.schema}}) RETURN s.version"
+SET_SCHEMA_VERSION = f"MERGE (s:{SCHEMA_LABEL} {{{ID.name}: $given.schema}}) SET s.version = $given.version"
 
 
 def single(label: VertexLabel) -> tuple[Property, ...]:
@@ -97,7 +100,7 @@ def _found(name: str, label: str, value: str, key: str = ID.name) -> str:
 
 
 _LOCKED = f"""
-{_found("s", SCHEMA_LABEL, "$schema")}
+{_found("s", SCHEMA_LABEL, "$given.schema")}
 SET s.locked = true"""
 """Each writer takes the lock of the schema's vertex before it reads anything. So what it reads is what it changes: no value of a set is lost, and no
 decision falls between the look for it and the changes."""
@@ -106,7 +109,7 @@ decision falls between the look for it and the changes."""
 @cache
 def create(label: VertexLabel) -> str:
     """Makes a vertex; a constraint is violated where it is there. Behind the lock, so that no changes are made while they are decided."""
-    return f"{_LOCKED}\nCREATE (v:{label.value}) SET v = $properties RETURN true"
+    return f"{_LOCKED}\nCREATE (v:{label.value}) SET v = $given.properties RETURN true"
 
 
 def _grown(name: str) -> str:
@@ -133,7 +136,7 @@ def changes_parameter(label: VertexLabel) -> str:
 
 def _vertices(label: VertexLabel) -> str:
     lines = [
-        f"UNWIND ${vertices_parameter(label)} AS row",
+        f"UNWIND $given.{vertices_parameter(label)} AS row",
         f"MERGE (v:{label.value} {{{ID.name}: row.id}})",
         "ON CREATE SET v += row.properties, v += row.sets",
         ", ".join(["ON MATCH SET v += row.properties", *(f"v.{one.name} = {_grown(one.name)}" for one in many(label))]),
@@ -150,7 +153,7 @@ def _edges(label: EdgeLabel) -> str:
     values = ", ".join(f"{declared.name}: row[{place + 2}]" for place, declared in enumerate(EDGES[label]))
     return "\n".join(
         [
-            f"UNWIND ${edges_parameter(label)} AS row",
+            f"UNWIND $given.{edges_parameter(label)} AS row",
             f"MATCH (a:{source} {{{ID.name}: row[0]}}), (b:{target} {{{ID.name}: row[1]}})",
             f"USING INDEX a:{source}({ID.name}) USING INDEX b:{target}({ID.name})",
             f"CREATE (a)-[:{label.value} {{{values}}}]->(b)",
@@ -170,7 +173,7 @@ def _changes(label: VertexLabel) -> str:
     sets = ["v += row.properties", *(f"v.{declared.name} = {_changed(declared.name)}" for declared in many(label))]
     return "\n".join(
         [
-            f"UNWIND ${changes_parameter(label)} AS row",
+            f"UNWIND $given.{changes_parameter(label)} AS row",
             _found("v", label.value, "row.id"),
             f"SET {', '.join(sets)}",
         ]
@@ -194,7 +197,7 @@ def apply(parts: frozenset[str]) -> str:
     )
     decision = VertexLabel.DECISION.value
     return (
-        f"{_LOCKED}\nWITH s\nOPTIONAL MATCH (d:{decision} {{{ID.name}: $unless}}) USING INDEX d:{decision}({ID.name})"
+        f"{_LOCKED}\nWITH s\nOPTIONAL MATCH (d:{decision} {{{ID.name}: $given.unless}}) USING INDEX d:{decision}({ID.name})"
         f"\nWITH d IS NULL AS open{blocks}\nRETURN open"
     )
 
@@ -207,18 +210,18 @@ def ids_parameter(label: VertexLabel) -> str:
 @cache
 def remove(label: VertexLabel) -> str:
     """Removes some of the edges of vertices, and where these are all, the vertices; gives how many edges."""
-    vertex = f"UNWIND $ids AS id\n{_found('v', label.value, 'id')}"
+    vertex = f"UNWIND $given.ids AS id\n{_found('v', label.value, 'id')}"
     return f"""{_LOCKED}
 WITH s
 CALL () {{
 {vertex}
 MATCH (v)-[r]-()
-WITH DISTINCT r LIMIT $most
+WITH DISTINCT r LIMIT $given.most
 DELETE r
 RETURN count(*) AS edges
 }}
 CALL (edges) {{
-WITH edges WHERE edges < $most
+WITH edges WHERE edges < $given.most
 {vertex}
 DETACH DELETE v
 }}
@@ -233,7 +236,7 @@ def records(columns: tuple[tuple[VertexLabel, tuple[str, ...]], ...]) -> str:
         columns: Properties to read, by label.
     """
     return "\nUNION ALL\n".join(
-        f"UNWIND ${ids_parameter(label)} AS id\n{_found('v', label.value, 'id')}\nWITH collect(v) AS found\n"
+        f"UNWIND $given.{ids_parameter(label)} AS id\n{_found('v', label.value, 'id')}\nWITH collect(v) AS found\n"
         f"RETURN '{label.value}' AS label, {_column('v', ID.name)} AS ids, {_columns('v', names)} AS values"
         for label, names in columns
     )
@@ -255,11 +258,11 @@ def access(name: str, *, readers: bool, conditions: bool) -> str:
         readers: Whether only some readers' passages may be.
         conditions: Whether there are conditions.
     """
-    parts = [f"{name}.uid IN $uids", f"{name}.ref < $before"]
+    parts = [f"{name}.uid IN $given.uids", f"{name}.ref < $given.before"]
     if readers:
-        parts.append(f"any(x IN {name}.readers WHERE x IN $readers)")
+        parts.append(f"any(x IN {name}.readers WHERE x IN $given.readers)")
     if conditions:
-        parts.append(f"all(c IN $conditions WHERE any(x IN {name}.metadata WHERE x IN c))")
+        parts.append(f"all(c IN $given.conditions WHERE any(x IN {name}.metadata WHERE x IN c))")
     return " AND ".join(parts)
 
 
@@ -267,7 +270,7 @@ def access(name: str, *, readers: bool, conditions: bool) -> str:
 def passages(fields: tuple[str, ...], *, readers: bool, conditions: bool) -> str:
     """Passages by handle: those found, their ends, and the values of each field."""
     return (
-        f"UNWIND $refs AS ref\n{_found('p', 'Passage', 'ref', 'ref')}\n"
+        f"UNWIND $given.refs AS ref\n{_found('p', 'Passage', 'ref', 'ref')}\n"
         f"WHERE {access('p', readers=readers, conditions=conditions)}\nWITH collect(p) AS found\n"
         f"RETURN {_column('p', 'ref')}, {_column('p', 'ends')}, {_columns('p', fields)}"
     )
@@ -280,7 +283,7 @@ def neighbourhood(*, readers: bool, conditions: bool) -> str:
     entity = f"e.{ID.name}"
     return f"""
 CALL () {{
-UNWIND $seeds AS ref
+UNWIND $given.seeds AS ref
 {_found("p", "Passage", "ref", "ref")}
 WHERE {seen}
 RETURN collect(DISTINCT p) AS seeds
@@ -303,7 +306,7 @@ MATCH (p)-[l:LINKS_TO]->(a)
 RETURN collect([p.ref, a.{ID.name}, l.fragment]) AS links, collect(DISTINCT a) AS linked
 }}
 CALL () {{
-UNWIND $entities AS id
+UNWIND $given.entities AS id
 {_found("e", "Entity", "id")}
 RETURN collect(e) AS asked
 }}
@@ -317,7 +320,7 @@ UNWIND entities AS e
 CALL (e) {{
 MATCH (e)<-[b:BEARS]-(p)
 WHERE {seen}
-WITH b, p ORDER BY b.weight DESC, p.ref LIMIT $title_limit
+WITH b, p ORDER BY b.weight DESC, p.ref LIMIT $given.title_limit
 RETURN collect(p) AS ps, collect(coalesce(b.weight, 0.0)) AS weights, collect(coalesce(b.title, '')) AS names
 }}
 WITH e, ps, weights, names WHERE size(ps) > 0
@@ -325,7 +328,7 @@ RETURN collect([{entity}, [p IN ps | p.ref], [p IN ps WHERE size(p.ends) > 0 | [
 }}
 CALL (entities) {{
 UNWIND entities AS e
-WITH e WHERE e.size <= $mention_limit
+WITH e WHERE e.size <= $given.mention_limit
 MATCH (e)<-[m:MENTIONS]-(p)
 WHERE {seen}
 WITH e, collect(p.ref) AS refs, collect(CASE WHEN size(p.ends) > 0 THEN [p.ref, p.ends] END) AS ended, collect(coalesce(m.kind, 0)) AS kinds
@@ -341,8 +344,8 @@ RETURN seed_mentions, seed_titles, links,
 [a IN linked | [a.{ID.name}, a.address, a.uid, a.counts]], documents"""
 
 
-_OWN = "p.uid IN $uids"
-_OF_SETS = "[v.uid, v.generation] IN $sets"
+_OWN = "p.uid IN $given.uids"
+_OF_SETS = "[v.uid, v.generation] IN $given.sets"
 
 
 @cache
@@ -350,14 +353,14 @@ def near(number: int | None) -> str:
     """Passages among the nearest of all: `ref`, `ends` and score of each, the nearest first.
 
     Args:
-        number: Of a set of those whose vectors are asked for, as pairs of collection and set in `$sets`; None for those that passages hold themselves,
-            of the collections in `$uids`.
+        number: Of a set of those whose vectors are asked for, as pairs of collection and set in `sets`; None for those that passages hold themselves,
+            of the collections in `uids`.
     """
     if number is None:
-        found = f"CALL db.index.vector.queryNodes('{VECTORS_INDEX}', $candidates, $vector) YIELD node AS p, score\nWITH p, score WHERE {_OWN}"
+        found = f"CALL db.index.vector.queryNodes('{VECTORS_INDEX}', $given.candidates, $given.vector) YIELD node AS p, score\nWITH p, score WHERE {_OWN}"
     else:
         found = (
-            f"CALL db.index.vector.queryNodes('{set_index(number)}', $candidates, $vector) YIELD node AS v, score\n"
+            f"CALL db.index.vector.queryNodes('{set_index(number)}', $given.candidates, $given.vector) YIELD node AS v, score\n"
             f"WITH v, score WHERE {_OF_SETS}\n{_found('p', 'Passage', 'v.ref', 'ref')}"
         )
     return f"{found}\nWITH p, score ORDER BY score DESC, p.ref\nRETURN collect([p.ref, p.ends, score])"
@@ -371,18 +374,18 @@ def compared(number: int | None) -> str:
         passage = ""
     else:
         name, key = "v", set_embedding(number)
-        held = f"MATCH (v:{_VECTOR}) USING INDEX v:{_VECTOR}(uid)\nWHERE v.uid IN $uids AND {_OF_SETS}"
+        held = f"MATCH (v:{_VECTOR}) USING INDEX v:{_VECTOR}(uid)\nWHERE v.uid IN $given.uids AND {_OF_SETS}"
         passage = f"\n{_found('p', 'Passage', 'v.ref', 'ref')}"
     return f"""
 CALL () {{
 {held}
-WITH {name} LIMIT $most
+WITH {name} LIMIT $given.most
 RETURN collect({name}) AS compared
 }}
 CALL (compared) {{
-UNWIND CASE WHEN size(compared) < $most THEN compared ELSE [] END AS {name}
-WITH {name} WHERE size({name}.{key}) = size($vector)
-WITH {name}, vector.similarity.cosine({name}.{key}, $vector) AS score ORDER BY score DESC, {name}.ref LIMIT $limit{passage}
+UNWIND CASE WHEN size(compared) < $given.most THEN compared ELSE [] END AS {name}
+WITH {name} WHERE size({name}.{key}) = size($given.vector)
+WITH {name}, vector.similarity.cosine({name}.{key}, $given.vector) AS score ORDER BY score DESC, {name}.ref LIMIT $given.limit{passage}
 WITH p, score ORDER BY score DESC, p.ref
 RETURN collect([p.ref, p.ends, score]) AS nearest
 }}
@@ -396,13 +399,13 @@ def dimension(number: int | None) -> str:
         ("Passage", EMBEDDING, "") if number is None else (_VECTOR, set_embedding(number), f" AND {_OF_SETS}")
     )
     return (
-        f"MATCH (v:{label}) USING INDEX v:{label}(uid)\nWHERE v.uid IN $uids AND v.{key} IS NOT NULL{of_set}\n"
+        f"MATCH (v:{label}) USING INDEX v:{label}(uid)\nWHERE v.uid IN $given.uids AND v.{key} IS NOT NULL{of_set}\n"
         f"RETURN size(v.{key}) LIMIT 1"
     )
 
 
 WITH_WORDS = f"""
-CALL db.index.fulltext.queryNodes('{WORDS_INDEX}', $query, {{limit: $limit}}) YIELD node AS p, score
+CALL db.index.fulltext.queryNodes('{WORDS_INDEX}', $given.query, {{limit: $given.limit}}) YIELD node AS p, score
 WITH p ORDER BY score DESC, p.ref
 RETURN collect([p.ref, p.ends])"""
 """Passages by the words that they share with a query: `ref` and `ends`, the best first."""
