@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import click
@@ -12,12 +13,11 @@ from google.protobuf import json_format
 from loremesh.v1 import knowledge_service_pb2 as pb
 from loremesh.v1 import knowledge_service_pb2_grpc as pb_grpc
 
+from loremesh_agents.cli.turns import in_turn
 from loremesh_agents.cli.uploads import Upload
-from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.domain.errors import NotFound
 from loremesh_agents.runtime.channel import Peer
 
-_SECONDS = 60.0
 _DELETED_TOGETHER = 500
 
 
@@ -126,6 +126,6 @@ async def delete_vanished(
         request = pb.DeleteDocumentsRequest(
             collection=collection, document_ids=vanished[start : start + _DELETED_TOGETHER]
         )
-        response = await peer.unary(stub.DeleteDocuments, request, Deadline.after(_SECONDS))
+        response = await in_turn(partial(peer.unary, stub.DeleteDocuments, request))
         deleted += response.deleted_count
     return deleted

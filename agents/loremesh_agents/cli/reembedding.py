@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from functools import partial
 
 import click
 import grpc
@@ -15,6 +16,7 @@ from loremesh.v1 import knowledge_service_pb2_grpc as pb_grpc
 from loremesh_agents.bootstrap.settings import Settings
 from loremesh_agents.cli.exits import FAILED, CommandError
 from loremesh_agents.cli.session import connected
+from loremesh_agents.cli.turns import in_turn
 from loremesh_agents.domain.deadline import Deadline
 from loremesh_agents.runtime.channel import Peer
 
@@ -98,12 +100,12 @@ class _Agent:
     async def reembed(self, model: str) -> None:
         """Begins to embed it with a model; empty for that of new collections."""
         request = pb.ReembedRequest(collection=self.name, model=model)
-        await self._peer.unary(self._stub.Reembed, request, Deadline.after(_SECONDS))
+        await in_turn(partial(self._peer.unary, self._stub.Reembed, request))
 
     async def finish(self) -> None:
         """Begins to remove the vectors that do not count."""
         request = pb.FinishReembeddingRequest(collection=self.name)
-        await self._peer.unary(self._stub.FinishReembedding, request, Deadline.after(_SECONDS))
+        await in_turn(partial(self._peer.unary, self._stub.FinishReembedding, request))
 
     async def progress(self) -> AsyncGenerator[collection_pb2.Collection]:
         """The collection again and again until nothing is under way."""

@@ -22,7 +22,7 @@ class KnowledgeSettings(BaseModel):
     """Time that parsing one file may take."""
     embed_budget: float = Field(default=300.0, gt=0)
     """Time that encoding one batch may take."""
-    write_budget: float = Field(default=30.0, gt=0)
-    """Time that one commit may take."""
+    write_budget: float = Field(default=60.0, gt=0)
+    """Time that one commit may take, turns of others included: a writer that was killed has its own for 45 s."""
     changes_page: int = Field(default=500, gt=0, le=10_000)
     """Changes that are read at once."""

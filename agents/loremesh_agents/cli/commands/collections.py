@@ -1,6 +1,7 @@
 """`loremesh collections`."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import click
@@ -12,6 +13,7 @@ from loremesh.v1 import knowledge_service_pb2_grpc as pb_grpc
 from loremesh_agents.bootstrap.settings import Settings
 from loremesh_agents.cli.reembedding import change_embedding
 from loremesh_agents.cli.session import connected, plain_errors, read_settings, run, settings_options
+from loremesh_agents.cli.turns import in_turn
 from loremesh_agents.domain.deadline import Deadline
 
 _SECONDS = 30.0
@@ -99,7 +101,7 @@ async def _delete(name: str, settings: Settings, address: str | None) -> int:
     async with connected("knowledge", address, settings, ("knowledge",)) as (channel, peer):
         stub: pb_grpc.KnowledgeServiceAsyncStub = pb_grpc.KnowledgeServiceStub(channel)
         request = pb.DeleteCollectionRequest(collection=name)
-        response = await peer.unary(stub.DeleteCollection, request, Deadline.after(_SECONDS))
+        response = await in_turn(partial(peer.unary, stub.DeleteCollection, request))
     click.echo(f"{name} is deleted." if response.deleted else f"There was no collection {name}.")
     return 0
 
