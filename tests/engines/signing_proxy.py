@@ -2,9 +2,19 @@
 
 import hashlib
 import hmac
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import trustme
 
 from tests.engines.door import Door
+
+REGION = "eu-west-1"
+KEY_ID, SECRET = "AKIDEXAMPLE", "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY"
 
 
 class SigningProxy(Door):
@@ -54,3 +64,25 @@ class SigningProxy(Door):
         text = "\n".join([algorithm, headers["x-amz-date"], f"{day}/{region}/{service}/{last}", digest])
         wanted = hmac.new(key, text.encode(), hashlib.sha256).hexdigest()
         return "" if hmac.compare_digest(wanted, fields["Signature"]) else "a wrong signature"
+
+
+@asynccontextmanager
+async def front_door(target: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[SigningProxy]:
+    """A door whose authority this process and its children trust, and that lets them in.
+
+    Args:
+        target: Port of the server behind.
+        folder: For the authority's certificate.
+        monkeypatch: Of the test.
+    """
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(folder / "ca.pem"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(folder / "ca.pem"))
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY_ID)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setenv("AWS_REGION", REGION)
+    monkeypatch.delenv("AWS_SESSION_TOKEN", raising=False)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    async with SigningProxy(target, {KEY_ID: SECRET}, REGION).serving(context) as found:
+        yield found

@@ -1,7 +1,6 @@
 """What is Neptune's alone: TLS and signatures, against Apache Gremlin Server behind a proxy that checks them. Neptune itself is untested."""
 
 import asyncio
-import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -17,12 +16,9 @@ from loremesh_agents.domain.errors import BackendUnavailable, ConfigurationError
 from loremesh_agents.domain.graph_schema import VERSION, VertexLabel
 from tests.engines.gremlin_engines import opened_neptune
 from tests.engines.servers import gremlin_server
-from tests.engines.signing_proxy import SigningProxy
+from tests.engines.signing_proxy import SECRET, SigningProxy, front_door
 
 pytestmark = pytest.mark.timeout(120)
-
-REGION = "eu-west-1"
-KEY_ID, SECRET = "AKIDEXAMPLE", "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY"
 
 
 def soon() -> Deadline:
@@ -31,20 +27,7 @@ def soon() -> Deadline:
 
 @pytest.fixture
 async def proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[SigningProxy]:
-    """In front of the stand-in; its authority is the one that this process trusts, its credentials are this process's."""
-    authority = trustme.CA()
-    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
-    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY_ID)
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-    monkeypatch.setenv("AWS_REGION", REGION)
-    monkeypatch.delenv("AWS_SESSION_TOKEN", raising=False)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("127.0.0.1").configure_cert(context)
-    async with (
-        opened_neptune(),
-        SigningProxy(gremlin_server.shared().port, {KEY_ID: SECRET}, REGION).serving(context) as found,
-    ):
+    async with opened_neptune(), front_door(gremlin_server.shared().port, tmp_path, monkeypatch) as found:
         yield found
 
 

@@ -26,7 +26,8 @@ from loremesh_agents.domain.principal import ANONYMOUS
 from loremesh_agents.domain.revision import LATEST
 from tests.documents import document, writes
 from tests.engines.graph_engines import ENGINES, STORAGES
-from tests.engines.servers import janusgraph, neo4j
+from tests.engines.servers import gremlin_server, janusgraph, neo4j
+from tests.engines.signing_proxy import front_door
 from tests.robustness.reembedding_process import NEW, OLD
 
 DOCUMENTS = 480
@@ -42,11 +43,16 @@ def patiently() -> Deadline:
     return Deadline.after(60)
 
 
-def stores_of(name: str) -> dict[str, str]:
+@asynccontextmanager
+async def stores_of(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[dict[str, str]]:
     """Settings of the graph that an engine of `ENGINES` holds."""
     if name == "neo4j":
-        return {"graph": neo4j.shared().url(), "graph_password": neo4j.Neo4jServer.password}
-    return {"graph": janusgraph.shared(STORAGES[name]).url}
+        yield {"graph": neo4j.shared().url(), "graph_password": neo4j.Neo4jServer.password}
+    elif name == "neptune-stand-in":
+        async with front_door(gremlin_server.shared().port, folder, monkeypatch) as door:
+            yield {"graph": f"neptune+wss://127.0.0.1:{door.port}"}
+    else:
+        yield {"graph": janusgraph.shared(STORAGES[name]).url}
 
 
 def embedded(write: DocumentWrite) -> DocumentWrite:
@@ -150,10 +156,10 @@ async def ingest(channel: grpc.aio.Channel, number: int) -> int:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", ["neo4j", "janusgraph"])
-async def test_kills_two_agents_and_readers(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["neo4j", "janusgraph", "neptune-stand-in"])
+async def test_kills_two_agents_and_readers(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chance = random.Random(5)
-    async with ENGINES[name]() as engine:
+    async with ENGINES[name]() as engine, stores_of(name, tmp_path, monkeypatch) as stores:
         store = VersionedGraphStore(engine)
         found = [document(f"d{place}", f"Town {place}", f"Town {place} lies on a river.") for place in range(DOCUMENTS)]
         await fill(store, [embedded(write) for write in writes(*found)])
@@ -169,7 +175,7 @@ async def test_kills_two_agents_and_readers(name: str, tmp_path: Path) -> None:
         try:
             passages = DOCUMENTS
             for number in range(KILLS):
-                async with agent(stores_of(name), tmp_path) as (process, channel):
+                async with agent(stores, tmp_path) as (process, channel):
                     if not number:
                         await reembed(channel)
                     asyncio.get_running_loop().call_later(chance.uniform(0.2, LONGEST_LIFE), process.kill)
@@ -180,8 +186,8 @@ async def test_kills_two_agents_and_readers(name: str, tmp_path: Path) -> None:
                 passages = count
             # Nobody asks any more: they go on by themselves, two that know nothing of one another.
             async with (
-                agent(stores_of(name), tmp_path) as (_, first),
-                agent(stores_of(name), tmp_path / "2") as (_, second),
+                agent(stores, tmp_path) as (_, first),
+                agent(stores, tmp_path / "2") as (_, second),
             ):
                 after = await switched(first, NEW.model)
                 assert (await switched(second, NEW.model)).revision == after.revision
