@@ -110,8 +110,8 @@ async def test_nobody_notices_a_restart_between_two_requests(tmp_path: Path) -> 
         for number in range(2):
             # More than one connection is open, and rests, when it goes.
             await asyncio.gather(*(engine.schema_version(deadline=soon()) for _ in range(8)))
-            server.kill()
-            server.restart()
+            await asyncio.to_thread(server.kill)
+            await asyncio.to_thread(server.restart)
             if number:
                 assert await engine.create(Vertex(VertexLabel.CLAIM, "c1"), deadline=soon())
             await asyncio.gather(*(require_current(engine, deadline=soon()) for _ in range(8)))

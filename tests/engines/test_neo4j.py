@@ -165,8 +165,8 @@ async def test_nobody_notices_a_restart_between_two_requests(scheme: str, first:
         await put(engine, passage(1))
         # More than one connection is open, and rests, when it goes.
         await asyncio.gather(*(seen(engine, 1) for _ in range(8)))
-        server.kill()
-        server.start()
+        await asyncio.to_thread(server.kill)
+        await asyncio.to_thread(server.start)
         if first == "read":
             assert await seen(engine, 1) == {1}
         elif first == "change":

@@ -6,33 +6,25 @@ import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from loremesh_agents.adapters.graph.versioned.batch import Batch
 from loremesh_agents.adapters.graph.versioned.buckets import Buckets, Held, read_postings
 from loremesh_agents.adapters.graph.versioned.cells import View
 from loremesh_agents.adapters.graph.versioned.chain import Chain, Head
-from loremesh_agents.adapters.graph.versioned.concurrently import both
 from loremesh_agents.adapters.graph.versioned.contents import contents
 from loremesh_agents.adapters.graph.versioned.engine import Access, GraphEngine, PassageRow
-from loremesh_agents.adapters.graph.versioned.identifiers import decision_id, first_ref, refs_of
+from loremesh_agents.adapters.graph.versioned.identifiers import first_ref, refs_of
 from loremesh_agents.adapters.graph.versioned.log import ChangeLog, read_documents
-from loremesh_agents.adapters.graph.versioned.memory import WriterMemory
 from loremesh_agents.adapters.graph.versioned.passages import PassageCache
 from loremesh_agents.adapters.graph.versioned.schema import require_current
-from loremesh_agents.adapters.graph.versioned.sending import Sending
 from loremesh_agents.adapters.graph.versioned.snapshot import Reading, VersionedSnapshot
-from loremesh_agents.adapters.graph.versioned.states import (
-    ClaimRecord,
-    CollectionState,
-    Decision,
-    Outcome,
-    Purge,
-)
+from loremesh_agents.adapters.graph.versioned.states import CollectionState, Decision, Outcome, Purge
 from loremesh_agents.adapters.graph.versioned.sweep import Sweeping
 from loremesh_agents.adapters.graph.versioned.terms import term_hash
 from loremesh_agents.adapters.graph.versioned.texts import Body
 from loremesh_agents.adapters.graph.versioned.timing import Clock, Timing
+from loremesh_agents.adapters.graph.versioned.turns import Turns, committed, of_nothing
 from loremesh_agents.adapters.graph.versioned.vector_writer import VectorWriter
 from loremesh_agents.adapters.graph.versioned.vectors import VectorPlaces, places_of
 from loremesh_agents.adapters.graph.versioned.visibility import is_there, require_time
@@ -90,11 +82,10 @@ class VersionedGraphStore:
         self._timing = timing or Timing()
         self._clock = clock or Clock()
         self._chain = Chain(engine, self._clock, self._timing, time.time)
-        self._memory = WriterMemory()
         self._passages = PassageCache()
         self._buckets = Buckets()
         self._sweeping = Sweeping(engine, self._chain, self._clock, self._timing)
-        self._writing = asyncio.Lock()
+        self._turns = Turns(engine, self._chain, self._sweeping, self._buckets, self._timing)
         self._opened = False
         self._closed = False
         self._changed = asyncio.Event()
@@ -147,7 +138,8 @@ class VersionedGraphStore:
         passages = sum(len(write.passages) for write in documents)
         preparing = asyncio.create_task(asyncio.to_thread(contents, documents, embedding_model))
         try:
-            return await self._write(find, work, passages, deadline)
+            async with self._writing(deadline) as turns:
+                return await turns.write(find, work, passages, deadline)
         finally:
             preparing.cancel()
             await asyncio.gather(preparing, return_exceptions=True)
@@ -161,7 +153,8 @@ class VersionedGraphStore:
         async def work(writer: Writer, limit: Deadline) -> int:
             return await writer.delete(document_ids, limit)
 
-        return await self._write(lambda head: head.collection(collection), work, 0, deadline)
+        async with self._writing(deadline) as turns:
+            return await turns.write(lambda head: head.collection(collection), work, 0, deadline)
 
     async def delete_collection(self, collection: str, *, deadline: Deadline) -> bool:
         """See the port."""
@@ -175,9 +168,10 @@ class VersionedGraphStore:
             batch.cells.append(removed_collection(batch.version, state.uid))
             # A write that was given up may have left traces of the revision after the last.
             purge = Purge(state.uid, batch.version, 1, state.revision + 1, state.vertex_sets)
-            return replace(_committed(head), deleted=state.uid, purging=(purge,)), True
+            return replace(committed(head), deleted=state.uid, purging=(purge,)), True
 
-        return await self._in_turn(_of_nothing, work, deadline)
+        async with self._writing(deadline) as turns:
+            return await turns.take(of_nothing, work, deadline)
 
     async def sweep(self, *, deadline: Deadline) -> bool:
         """Removes a bounded part of what no reader needs any more, as writes do besides; gives whether there may be more.
@@ -191,9 +185,10 @@ class VersionedGraphStore:
             return False
 
         async def work(head: Head, *_: object) -> tuple[Decision | None, bool]:
-            return _committed(head), True
+            return committed(head), True
 
-        return await self._in_turn(_of_nothing, work, deadline, eager=True)
+        async with self._writing(deadline) as turns:
+            return await turns.take(of_nothing, work, deadline, eager=True)
 
     def _leaves_something(self, version: int) -> bool:
         """Whether there may be more to remove of a version than its claim."""
@@ -214,7 +209,8 @@ class VersionedGraphStore:
             states.append(writer.collection)
             return result
 
-        _, result = await self._write(lambda head: head.collection(collection), settle, 0, deadline, VectorWriter)
+        async with self._writing(deadline) as turns:
+            _, result = await turns.write(lambda head: head.collection(collection), settle, 0, deadline, VectorWriter)
         return states[-1].counted, result
 
     async def log(self, collection: str, *, deadline: Deadline) -> tuple[CollectionState, ChangeLog, View]:
@@ -222,136 +218,6 @@ class VersionedGraphStore:
         head = await self._now(deadline)
         state = head.collection(collection)
         return state, ChangeLog(self._engine, head.view, state), head.view
-
-    async def _write(
-        self,
-        find: Callable[[Head], CollectionState],
-        work: Callable[[Writer, Deadline], Awaitable[_Result]],
-        passages: int,
-        deadline: Deadline,
-        kind: type[Writer] = Writer,
-    ) -> tuple[CollectionRevision, _Result]:
-        """A write to one collection."""
-        writers: list[Writer] = []
-
-        async def plan(
-            head: Head, batch: Batch, sending: Sending, limit: Deadline
-        ) -> tuple[Decision | None, tuple[CollectionRevision, _Result]]:
-            writer = kind(
-                self._engine,
-                self._memory,
-                self._buckets,
-                batch,
-                sending,
-                head=head,
-                collection=find(head),
-                time=time.time(),
-            )
-            result = await work(writer, limit)
-            answer = writer.collection.reached, result
-            if not writer.changes_anything:
-                return None, answer
-            writers.append(writer)
-            decision = replace(
-                _committed(head),
-                collection=writer.collection if writer.renewed else None,
-                revised=writer.revised,
-                removes=writer.removes,
-                purging=tuple(writer.purging),
-            )
-            return decision, answer
-
-        def describe(head: Head) -> _Described:
-            state = find(head)
-            return _Described(state.uid, passages, state.vertex_sets)
-
-        answer = await self._in_turn(describe, plan, deadline)
-        for writer in writers:
-            writer.committed()
-        return answer
-
-    async def _in_turn(
-        self,
-        describe: "Callable[[Head], _Described]",
-        work: Callable[[Head, Batch, Sending, Deadline], Awaitable[tuple[Decision | None, _Result]]],
-        deadline: Deadline,
-        *,
-        eager: bool = False,
-    ) -> _Result:
-        """Does a write when it is its turn.
-
-        Args:
-            describe: What it may write, given the state that the write follows.
-            work: Makes the changes; gives the decision, None where there is nothing to write, and a result. Of what is to be purged the decision
-                holds what is new.
-            deadline: When to give up.
-            eager: Whether to remove what nobody needs even where it is little.
-        """
-        await self._open(deadline)
-        name = uuid.uuid4().hex
-        try:
-            async with asyncio.timeout(deadline.remaining()):
-                await self._writing.acquire()
-        except TimeoutError:
-            raise BudgetExhausted("graph store", "waiting for another write") from None
-        try:
-
-            def claim(head: Head) -> ClaimRecord:
-                found = describe(head)
-                return ClaimRecord(name, found.uid, found.passages, time.time(), found.sets)
-
-            head = await self._chain.claim(claim, deadline)
-            self._memory.begin(head.version)
-            return await self._turn(head, work, deadline.shrink(cap=self._timing.write), eager=eager)
-        finally:
-            self._writing.release()
-            self._announce()
-
-    async def _turn(
-        self,
-        head: Head,
-        work: Callable[[Head, Batch, Sending, Deadline], Awaitable[tuple[Decision | None, _Result]]],
-        deadline: Deadline,
-        *,
-        eager: bool,
-    ) -> _Result:
-        """Does a write whose turn it is, and decides on it."""
-        version = head.version + 1
-        batch = Batch(version, head.view, self._chain.horizon)
-        sending = Sending(self._engine, decision_id(version), deadline)
-        answers: list[_Result] = []
-        try:
-            decision, answer = await work(head, batch, sending, deadline)
-            answers.append(answer)
-            if decision is None:
-                decision = head.aborted(time.time(), Outcome.VOID)
-            else:
-                sweep = await self._sweeping.plan(head, eager=eager, deadline=deadline)
-                batch.dropped += sweep.dropped
-                batch.settings += sweep.settings
-                sending.send(batch.taken())
-                _, removed = await both(sending.finish(), self._sweeping.remove(sweep, eager=eager, deadline=deadline))
-                swept, purging = (sweep.swept, sweep.purging) if removed else (head.swept, head.purging)
-                decision = replace(decision, swept=swept, purging=(*purging, *decision.purging))
-            settled = await self._chain.decide(version, decision, deadline)
-        except BaseException as error:
-            failed = Outcome.ABORTED if sending.begun else Outcome.VOID
-            abort = Deadline.after(self._timing.abort)
-            self._chain.later(sending.stop())
-            giving_up = self._chain.later(self._chain.give_up(version, failed, abort))
-            if isinstance(error, LoremeshError):
-                # It may have been decided though the engine could not say so.
-                found = await asyncio.shield(giving_up)
-                if answers and found is not None and found.outcome is Outcome.COMMITTED:
-                    self._memory.version = version
-                    return answers[0]
-            self._memory.forget()
-            raise
-        if settled.outcome is not decision.outcome:
-            self._memory.forget()
-            raise WriteConflict(self._engine.name)
-        self._memory.version = version
-        return answers[0]
 
     async def collections(self, *, after: str, limit: int, deadline: Deadline) -> tuple[Collection, ...]:
         """See the port."""
@@ -557,6 +423,15 @@ class VersionedGraphStore:
             await require_current(self._engine, deadline=deadline)
             self._opened = True
 
+    @asynccontextmanager
+    async def _writing(self, deadline: Deadline) -> AsyncGenerator[Turns]:
+        """Those who wait for a change are told after it."""
+        await self._open(deadline)
+        try:
+            yield self._turns
+        finally:
+            self._announce()
+
     async def _now(self, deadline: Deadline) -> Head:
         """The newest state."""
         await self._open(deadline)
@@ -618,26 +493,3 @@ class VersionedGraphStore:
                     await changed.wait()
             except TimeoutError:
                 continue
-
-
-class _Described(NamedTuple):
-    """What a write may write.
-
-    Attributes:
-        uid: Of the collection; empty for none.
-        passages: Most passages.
-        sets: Sets of which it may write vectors as vertices.
-    """
-
-    uid: str
-    passages: int
-    sets: tuple[int, ...]
-
-
-def _of_nothing(_: Head) -> _Described:
-    return _Described("", 0, ())
-
-
-def _committed(head: Head) -> Decision:
-    """That the version after a state counts, and changes nothing yet."""
-    return Decision(Outcome.COMMITTED, time.time(), tuple(sorted(head.view.aborted)), head.swept, ())
