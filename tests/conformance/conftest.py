@@ -11,6 +11,7 @@ from loremesh_agents.adapters.graph.memory import MemoryGraphStore
 from loremesh_agents.adapters.graph.sqlite import SqliteGraphStore
 from loremesh_agents.adapters.graph.sqlite.vector_sets import SqliteVectorSets
 from loremesh_agents.adapters.graph.versioned import VersionedGraphStore
+from loremesh_agents.adapters.graph.versioned.engine import GraphEngine
 from loremesh_agents.adapters.graph.versioned.vector_sets import VersionedVectorSets
 from loremesh_agents.adapters.text.memory import MemoryTextIndex
 from loremesh_agents.adapters.text.postings import PostingsTextIndex
@@ -19,6 +20,7 @@ from loremesh_agents.ports.graph import GraphStore
 from loremesh_agents.ports.text import TextIndex
 from loremesh_agents.ports.vector_sets import VectorSets
 from tests.conformance.memory_engine import Graph, MemoryEngine
+from tests.conformance.small_graphs import woven
 from tests.engines.graph_engines import ENGINES, text_index
 from tests.engines.search_indexes import KeptGraph
 
@@ -92,3 +94,15 @@ async def undivided_store(request: pytest.FixtureRequest, tmp_path: Path) -> Asy
     """A store that keeps none."""
     async with opened(request.param, tmp_path) as found:
         yield found.graph
+
+
+@pytest.fixture(params=SERVED_GRAPHS)
+async def engine(request: pytest.FixtureRequest) -> AsyncIterator[GraphEngine]:
+    async with ENGINES[request.param]() as opened:
+        yield opened
+
+
+@pytest.fixture
+async def web(engine: GraphEngine) -> GraphEngine:
+    """A graph with a neighbourhood of every kind."""
+    return await woven(engine)
