@@ -22,7 +22,7 @@ SCHEMES = ("bolt", "bolt+s", "bolt+ssc", "neo4j", "neo4j+s", "neo4j+ssc")
 
 _POOL = 64
 _CONNECT_SECONDS = 5.0
-_IDLE_SECONDS_BEFORE_A_CHECK = 1.0
+_IDLE_SECONDS_BEFORE_A_CHECK = 30.0
 _DEFAULT_PORT = 7687
 _GIVEN = "given"
 """The map of all parameters of a statement (`statements`)."""
