@@ -209,12 +209,12 @@ def stored_on(node: Cassandra, refs: int) -> tuple[set[int], set[int]]:
         session.set_keyspace(KEYSPACE)
         assert session.cluster is not None
         (table,) = (name for name in session.cluster.metadata.keyspaces[KEYSPACE].tables if name.startswith("vectors_"))
-        stored = {row.ref for row in session.execute(f"SELECT ref FROM {table}")}
         vector = TermVectors.dimension * [0.125]
         search = f"SELECT ref FROM {table} ORDER BY vector ANN OF {vector} LIMIT {min(refs, 1000)}"
         noticed = time.monotonic() + PHASE_S
         while True:
             try:
+                stored = {row.ref for row in session.execute(f"SELECT ref FROM {table}")}
                 return stored, {row.ref for row in session.execute(search)}
             except ReadTimeout:
                 # It asks the others for a part as long as it has not noticed that they are gone.
