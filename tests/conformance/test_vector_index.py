@@ -455,6 +455,26 @@ async def test_a_file_is_extended_by_what_came_after_it_and_nothing_else_is_read
     assert watched.asked == []
 
 
+async def test_who_has_read_much_beside_a_file_opens_the_one_that_was_written_since(
+    watched: WatchedStore, tmp_path: Path
+) -> None:
+    await filed(watched, tmp_path)
+    async with opened_index(watched, tmp_path) as writer, opened_index(watched, tmp_path) as reader:
+        await reader.near(EAST)
+        await writer.put({"late": at(10)})
+        await writer.index.maintain("c", deadline=soon())
+        await writer.put({"later": at(12)})
+        watched.asked.clear()
+        assert await reader.near(EAST) == ["east", "late", "later", "hazel", "north"]
+        async with asyncio.timeout(5):
+            # From the file before, and then from the new one.
+            while watched.asked != [1, 2]:
+                await watched.waiting.wait()
+                watched.waiting.clear()
+        assert await reader.near(EAST) == ["east", "late", "later", "hazel", "north"]
+        assert watched.asked == [1, 2]
+
+
 async def test_a_file_that_is_gone_or_of_another_writer_is_not_extended(watched: WatchedStore, tmp_path: Path) -> None:
     await filed(watched, tmp_path)
     async with opened_index(watched, tmp_path) as first, opened_index(watched, tmp_path) as second:

@@ -1,8 +1,8 @@
 """`faiss://`: exact search while a collection is small, an inverted file with 8-bit codes beyond.
 
 A process has, for each collection and model that it has searched, a base (a file that only the knowledge agent writes, mapped into memory; or nothing) and a tail (all
-vectors since the base's revision, exact, in memory), which catches up from the graph before each search. So a process sees what another one has
-committed, and a file that is missing, damaged or old costs time, never a result.
+vectors since the base's revision, exact, in memory), which catches up from the graph before each search. When the tail has outgrown the base, a later base
+is opened if there is one. So a process sees what another one has committed, and a file that is missing, damaged or old costs time, never a result.
 """
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -12,12 +12,14 @@ import asyncio
 import hashlib
 import json
 import logging
+import math
 import os
+import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Sequence
 from collections.abc import Collection as Group
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +30,7 @@ from numpy.typing import NDArray
 
 from loremesh_agents.adapters.vector.query import require_comparable
 from loremesh_agents.domain.deadline import Deadline
-from loremesh_agents.domain.errors import BudgetExhausted, CollectionNotFound
+from loremesh_agents.domain.errors import BudgetExhausted, CollectionNotFound, LoremeshError
 from loremesh_agents.domain.retrieval import PassageRef
 from loremesh_agents.domain.revision import CollectionRevision
 from loremesh_agents.ports.graph import GraphStore, VectorChanges
@@ -46,6 +48,9 @@ _GROWTH = 2
 _MOST_SAMPLED = 40 * _MOST_LISTS
 """Vectors that a base is trained with: the driver wants 39 a list."""
 _SPARE = 32
+_RENEWAL_SECONDS = 600.0
+_LOOKS_APART = 2.0
+"""Seconds between two looks for a later base: where none is written, each search would look for one."""
 _SUFFIXES = frozenset({".faiss", ".json"})
 
 
@@ -73,6 +78,8 @@ class _Collection:
         self.revision = revision
         self.base = base
         self.base_revision = revision
+        self.looked = -math.inf
+        """When a later base was last looked for, in monotonic seconds."""
         self.dimension = dimension
         self.base_removed: set[int] = set()
         self.tail_refs = np.zeros(0, dtype=np.int64)
@@ -208,6 +215,7 @@ class FaissVectorIndex:
         self._folder = folder
         self._exact_limit = exact_limit
         self._open: OrderedDict[_Vectors, _Collection] = OrderedDict()
+        self._renewing: dict[_Vectors, asyncio.Task[None]] = {}
         # One query uses one core: throughput comes from searching several at once. The driver counts for each thread of ours.
         self._threads = ThreadPoolExecutor(
             threads, thread_name_prefix="faiss", initializer=faiss.omp_set_num_threads, initargs=(1,)
@@ -229,6 +237,7 @@ class FaissVectorIndex:
             if collection.dimension:
                 require_comparable(vector, collection.dimension, revision.collection)
             found += await self._run(collection.search, vector, limit, deadline=deadline)
+            self._renew(_Vectors(revision.collection, model), collection)
         found.sort(key=lambda pair: (-pair[0], pair[1]))
         return tuple(PassageRef(ref) for _, ref in found[:limit])
 
@@ -238,14 +247,17 @@ class FaissVectorIndex:
         reached: list[int] = []
         for model in models:
             held = await self._caught_up(current, model, deadline)
-            based = held.base.ntotal if held.base is not None else 0
-            tail = len(held.tail_refs)
-            if tail > max(self._exact_limit, based // 5) or len(held.base_removed) > max(based // 2, 1):
+            if self._outgrown(held):
                 held = await self._extend(current, model, held, deadline) or await self._rebuild(
                     current, model, deadline
                 )
             reached.append(held.revision)
         return replace(current, revision=min(reached))
+
+    def _outgrown(self, held: _Collection) -> bool:
+        """Whether there is too much beside the base: the tail is searched exactly, and in memory."""
+        based = held.base.ntotal if held.base is not None else 0
+        return len(held.tail_refs) > max(self._exact_limit, based // 5) or len(held.base_removed) > max(based // 2, 1)
 
     async def rebuild(self, collection: str, *, deadline: Deadline) -> CollectionRevision:
         """See the port."""
@@ -303,6 +315,27 @@ class FaissVectorIndex:
         self._open[vectors] = fresh
         return fresh
 
+    def _renew(self, vectors: _Vectors, held: _Collection) -> None:
+        """Has the base opened that the knowledge agent may have written since, while questions go on with what is held."""
+        if vectors not in self._renewing and self._outgrown(held) and time.monotonic() - held.looked > _LOOKS_APART:
+            held.looked = time.monotonic()
+            self._renewing[vectors] = renewing = asyncio.create_task(self._renewed(vectors, held))
+            renewing.add_done_callback(lambda _: self._renewing.pop(vectors, None))
+
+    async def _renewed(self, vectors: _Vectors, held: _Collection) -> None:
+        deadline = Deadline.after(_RENEWAL_SECONDS)
+        try:
+            fresh = await self._run(self._newer, vectors, held.uid, held.base_revision, deadline=deadline)
+            if fresh is None:
+                return
+            reached = CollectionRevision(vectors.collection, held.uid, held.revision)
+            await self._catch_up(fresh, reached, vectors.model, deadline)
+        except LoremeshError as error:
+            _log.warning("the vector index of %s goes on with an old file: %s", vectors.collection, error)
+            return
+        if self._open.get(vectors) is held:
+            self._open[vectors] = fresh
+
     async def _sample(self, revision: CollectionRevision, model: str, deadline: Deadline) -> _Sample:
         """Vectors to train a base with, of bounded memory however many there are."""
         sample = _Sample()
@@ -338,6 +371,10 @@ class FaissVectorIndex:
 
     async def close(self) -> None:
         """See the port."""
+        renewing = list(self._renewing.values())
+        for task in renewing:
+            task.cancel()
+        await asyncio.gather(*renewing, return_exceptions=True)
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._open.clear()
 
@@ -395,6 +432,15 @@ class FaissVectorIndex:
             return _Collection(uid, None, 0, 0)
         index, manifest = found
         return _Collection(uid, index, manifest.revision, manifest.dimension)
+
+    def _newer(self, vectors: "_Vectors", uid: str, revision: int) -> _Collection | None:
+        """The base, if it is of a later revision."""
+        with suppress(OSError, ValueError, TypeError, KeyError):
+            # First what is said of it: the checksum of a large base takes a second.
+            if json.loads(self._paths(vectors)[1].read_text())["revision"] > revision:
+                found = self._load(vectors, uid)
+                return found if found.base_revision > revision else None
+        return None
 
     def _stored(self, vectors: "_Vectors", uid: str, revision: int) -> Any | None:
         """The base of a revision, in memory so that it can be changed; None where another one is stored."""
