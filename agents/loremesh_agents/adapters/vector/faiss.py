@@ -47,6 +47,8 @@ _GROWTH = 2
 """How many times its lists a base may need before it is trained anew."""
 _MOST_SAMPLED = 40 * _MOST_LISTS
 """Vectors that a base is trained with: the driver wants 39 a list."""
+_BASED_PER_TAIL = 50
+"""Vectors in a base for each in the tail, at the least: more of these cost a question more than the rest of the search, fewer have the file written too often."""
 _SPARE = 32
 _RENEWAL_SECONDS = 600.0
 _LOOKS_APART = 2.0
@@ -242,7 +244,7 @@ class FaissVectorIndex:
         return tuple(PassageRef(ref) for _, ref in found[:limit])
 
     async def maintain(self, collection: str, *, deadline: Deadline) -> CollectionRevision:
-        """See the port. A base is written anew when the tail has outgrown a fifth of it; so is that of a second model."""
+        """See the port. A base is written anew when the tail has outgrown a fiftieth of it; so is that of a second model."""
         current, models = await self._current(collection, deadline)
         reached: list[int] = []
         for model in models:
@@ -257,7 +259,9 @@ class FaissVectorIndex:
     def _outgrown(self, held: _Collection) -> bool:
         """Whether there is too much beside the base: the tail is searched exactly, and in memory."""
         based = held.base.ntotal if held.base is not None else 0
-        return len(held.tail_refs) > max(self._exact_limit, based // 5) or len(held.base_removed) > max(based // 2, 1)
+        return len(held.tail_refs) > max(self._exact_limit, based // _BASED_PER_TAIL) or len(held.base_removed) > max(
+            based // 2, 1
+        )
 
     async def rebuild(self, collection: str, *, deadline: Deadline) -> CollectionRevision:
         """See the port."""
