@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -132,7 +133,16 @@ def test_nothing_of_an_engine_is_left_behind(prompts: tuple[str, ...], tmp_path:
     assert gone(int(children.read_text()))
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Programs that are started inherit it where interruptions are ignored, as they are in the background of a shell."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.timeout(240)  # two programs start and one ends, on a machine that may have much else to do
+@pytest.mark.usefixtures("interruptible")
 def test_an_interruption_ends_the_engine(prompts: tuple[str, ...], tmp_path: Path) -> None:
     children = tmp_path / "children"
     arguments = ("tune-engine", *prompts, "--rounds", "1000", *ENGINE, "--children", str(children))
