@@ -357,19 +357,22 @@ async def test_a_dropped_collection_can_be_made_anew(filled: Searched) -> None:
 
 
 class WatchedStore(MemoryGraphStore):
-    """Gives its changes in short pages, and notes what was asked for; waits while its gate is closed."""
+    """Gives its changes in short pages, and notes what was asked for; waits while its gate is closed, which closes when `closes_at` is asked for."""
 
     def __init__(self) -> None:
         super().__init__()
         self.gate = asyncio.Event()
         self.gate.set()
         self.asked: list[int] = []
+        self.closes_at: int | None = None
         self.waiting = asyncio.Event()
 
     async def vector_changes(
         self, collection: str, *, model: str | None = None, after_revision: int, limit: int, deadline: Deadline
     ) -> VectorChanges:
         self.asked.append(after_revision)
+        if after_revision == self.closes_at:
+            self.gate.clear()
         self.waiting.set()
         try:
             async with asyncio.timeout(deadline.remaining()):
@@ -455,11 +458,11 @@ async def test_a_file_is_extended_by_what_came_after_it_and_nothing_else_is_read
     assert watched.asked == []
 
 
-async def test_who_has_read_much_beside_a_file_opens_the_one_that_was_written_since(
-    watched: WatchedStore, tmp_path: Path
-) -> None:
-    await filed(watched, tmp_path)
-    async with opened_index(watched, tmp_path) as writer, opened_index(watched, tmp_path) as reader:
+@asynccontextmanager
+async def renewing(watched: WatchedStore, folder: Path) -> AsyncIterator[Searched]:
+    """An index that has read more beside its file than it should, since when there is a later file: it begins to open that one."""
+    await filed(watched, folder)
+    async with opened_index(watched, folder) as writer, opened_index(watched, folder) as reader:
         await reader.near(EAST)
         await writer.put({"late": at(10)})
         await writer.index.maintain("c", deadline=soon())
@@ -471,8 +474,24 @@ async def test_who_has_read_much_beside_a_file_opens_the_one_that_was_written_si
             while watched.asked != [1, 2]:
                 await watched.waiting.wait()
                 watched.waiting.clear()
-        assert await reader.near(EAST) == ["east", "late", "later", "hazel", "north"]
+        yield reader
+
+
+async def test_who_has_read_much_beside_a_file_opens_the_one_that_was_written_since(
+    watched: WatchedStore, tmp_path: Path
+) -> None:
+    async with renewing(watched, tmp_path) as searched:
+        assert await searched.near(EAST) == ["east", "late", "later", "hazel", "north"]
         assert watched.asked == [1, 2]
+
+
+async def test_questions_go_on_while_a_later_file_is_opened_and_the_end_does_not_wait_for_it(
+    watched: WatchedStore, tmp_path: Path
+) -> None:
+    watched.closes_at = 2
+    async with asyncio.timeout(5), renewing(watched, tmp_path) as searched:
+        assert not watched.gate.is_set()
+        assert await searched.near(EAST) == ["east", "late", "later", "hazel", "north"]
 
 
 async def test_a_file_that_is_gone_or_of_another_writer_is_not_extended(watched: WatchedStore, tmp_path: Path) -> None:
